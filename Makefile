@@ -1,0 +1,71 @@
+# Every target installs what it needs into .venv, so each works first in a fresh clone. `make help` lists them.
+#
+# pip finds torch as it is set up on this machine. Where that means gigabytes of CUDA, name an index that has a CPU
+# build in PIP_EXTRA_INDEX_URL before the first target.
+
+PYTHON ?= python3
+PORT   ?= 5006
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SOURCE := mpviz tests notebooks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup dashboard lab test check bench browser clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.lab  ## install mpviz with its notebook and dashboard into .venv
+
+dashboard: $(VENV)/.lab  ## serve the dashboard on http://localhost:5006 (PORT=... for another port)
+	$(BIN)/mpviz dashboard --port $(PORT)
+
+lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+test: $(VENV)/.test browser  ## run every test, those in the browser included
+	@# What measures a speed or paints a page has both cores to itself. Both runs always happen, so that one red
+	@# test hides no other.
+	@status=0; \
+	$(PYTEST) -n 2 --dist loadfile -m "not browser and not timing" || status=$$?; \
+	$(PYTEST) -m "browser or timing" || status=$$?; \
+	exit $$status
+
+check: $(VENV)/.test  ## lint, import contracts, types and the quick tests: a minute or two
+	$(BIN)/ruff check $(SOURCE)
+	$(BIN)/ruff format --check $(SOURCE)
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(PYTEST) -n 2 --dist loadfile -m "not browser and not slow and not timing"
+
+bench: $(VENV)/.test  ## measure speeds on this machine and print them
+	$(PYTEST) -m "timing and not browser" -rP
+
+clean:  ## remove the environment and all caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find $(SOURCE) \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+# Debian's python3 comes without ensurepip, and its error message is easy to miss between others.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "mpviz needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	         "Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make a virtual environment: it has no ensurepip." \
+	         "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing mpviz into $(VENV): some minutes the first time"
+	$(PIP) install -c constraints.txt -e '.[lab,train]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.lab
+	$(PIP) install -c constraints.txt -e '.[lab,train,test]'
+	@touch $@
+
+browser:
+	@.ci/browser

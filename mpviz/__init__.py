@@ -1,0 +1,84 @@
+"""See what is random in a trained network, what it learned, and how much can go without changing an answer.
+
+    import mpviz as mp
+    model = mp.load_model("fashion-vit")
+    table = mp.analyze(model)
+
+A name is imported when it is first used, so ``import mpviz`` is quick and loads neither torch nor a user interface.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpviz.certificates.margins import certify
+    from mpviz.errors import MpvizError
+    from mpviz.nets.data import load_data
+    from mpviz.nets.spectra import analyze, spectrum
+    from mpviz.nets.store import load, save
+    from mpviz.nets.zoo import load_model
+    from mpviz.pipeline import run
+    from mpviz.prune.allocate import allocate
+    from mpviz.prune.masks import apply_masks, magnitude_masks
+    from mpviz.rmt.fit import fit_bulk
+    from mpviz.rmt.law import MarchenkoPastur
+    from mpviz.workbench.state import Workbench
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # networks and data
+    "load_model",
+    "load_data",
+    # spectra
+    "MarchenkoPastur",
+    "spectrum",
+    "fit_bulk",
+    "analyze",
+    # pruning and what it keeps
+    "allocate",
+    "magnitude_masks",
+    "apply_masks",
+    "certify",
+    # files and whole plans
+    "save",
+    "load",
+    "run",
+    # the screen
+    "Workbench",
+    # what all errors have in common
+    "MpvizError",
+]
+
+_HOMES = {
+    "load_model": "mpviz.nets.zoo",
+    "load_data": "mpviz.nets.data",
+    "MarchenkoPastur": "mpviz.rmt.law",
+    "spectrum": "mpviz.nets.spectra",
+    "fit_bulk": "mpviz.rmt.fit",
+    "analyze": "mpviz.nets.spectra",
+    "allocate": "mpviz.prune.allocate",
+    "magnitude_masks": "mpviz.prune.masks",
+    "apply_masks": "mpviz.prune.masks",
+    "certify": "mpviz.certificates.margins",
+    "save": "mpviz.nets.store",
+    "load": "mpviz.nets.store",
+    "run": "mpviz.pipeline",
+    "Workbench": "mpviz.workbench.state",
+    "MpvizError": "mpviz.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        # The words Python itself uses: `from mpviz import errors` tries the submodule only after an AttributeError.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
