@@ -1,0 +1,85 @@
+"""Logits of a network, dense or under masks, without touching the network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mpviz.errors import BudgetError, Cancelled, ModelError, nearest
+
+Masks = Mapping[str, Tensor]
+
+
+def masked_parameters(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """Copies of the masked weights with the removed entries set to zero.
+
+    Raises BudgetError when a mask names no parameter, or has another shape or type than bool.
+    """
+    parameters = dict(model.named_parameters())
+    masked = {}
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise BudgetError(f"the mask '{name}' names no parameter of the model; {nearest(name, parameters)}")
+        weight = parameters[name].detach()
+        if mask.shape != weight.shape:
+            raise BudgetError(
+                f"the mask of {name} has shape {tuple(mask.shape)}, the parameter {tuple(weight.shape)}; "
+                "masks are shaped like their parameter"
+            )
+        if mask.dtype != torch.bool:
+            raise BudgetError(f"the mask of {name} is {mask.dtype}; give a bool tensor, True = kept")
+        # where, not *: a product would leave -0.0
+        masked[name] = torch.where(mask.to(weight.device), weight, torch.zeros_like(weight))
+    return masked
+
+
+def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
+    """A second module whose masked weights are new tensors and whose other tensors are the model's own.
+
+    Costs the masked weights in memory, nothing else. Swapping tensors in place (``torch.func.functional_call``) would
+    disturb other threads that use the model. Raises BudgetError for masks that do not fit.
+    """
+    replaced = masked_parameters(model, masks)
+    memo: dict[int, object] = {}
+    for name, parameter in model.named_parameters():
+        memo[id(parameter)] = nn.Parameter(replaced[name], requires_grad=False) if name in replaced else parameter
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer
+    return copy.deepcopy(model, memo)
+
+
+@torch.no_grad()
+def logits(
+    model: nn.Module,
+    images: Tensor,
+    masks: Masks | None = None,
+    batch: int = 250,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Float32["n classes"] of the model in eval mode, on the CPU; under `masks` where given.
+
+    images: Float["n c h w"]. The model's own weights and its mode are left as they are, so several threads may call
+    this on one model. Raises ModelError for a model in training mode, or whose output is not Float["n classes"].
+    """
+    if len(images) == 0:
+        raise ModelError("no images to evaluate; give at least one sample")
+    if model.training:
+        raise ModelError(f"{type(model).__name__} is in training mode, its logits depend on the batch; call .eval()")
+    device = next(model.parameters()).device
+    network = masked_copy(model, masks) if masks else model
+    parts = []
+    for start in range(0, len(images), batch):
+        if cancelled is not None and cancelled():
+            raise Cancelled("the evaluation was cancelled")
+        x = images[start : start + batch].to(device)
+        out = network(x)
+        if not isinstance(out, Tensor) or out.ndim != 2:
+            raise ModelError(f"{type(model).__name__} gives no logits of shape (n, classes); wrap it so that it does")
+        parts.append(out.float().cpu())
+        if progress is not None:
+            progress(min(1.0, (start + batch) / len(images)))
+    return torch.cat(parts)

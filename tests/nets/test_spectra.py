@@ -1,0 +1,90 @@
+"""Eigenvalues against scipy, and the table of analyze."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import nn
+
+import mpviz as mp
+from mpviz.errors import Cancelled, SpectrumError
+from mpviz.nets.spectra import layer_spectra
+
+COLUMNS = (
+    "role kind rows cols aspect params prunable why variance lambda_minus lambda_plus threshold sigma_plus fit_error "
+    "mp_like verdict bulk_fraction n_spikes alpha stable_rank"
+).split()
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (25, 25), (1, 7), (16, 3, 3, 3)])
+@pytest.mark.parametrize("kind", ["numpy", "torch", "half"])
+def test_spectrum_equals_squared_singular_values(shape, kind):
+    weight = np.random.default_rng(0).normal(size=shape)
+    given = {"numpy": weight, "torch": torch.tensor(weight), "half": torch.tensor(weight).bfloat16()}[kind]
+    exact = given.double().numpy() if isinstance(given, torch.Tensor) else given
+    singular = scipy.linalg.svdvals(exact.reshape(shape[0], -1))
+    values = mp.spectrum(given)
+    assert values.dtype == np.float64 and len(values) == min(shape[0], exact[0].size)
+    np.testing.assert_allclose(values, singular[::-1] ** 2 / shape[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 3)), np.full((3, 3), np.nan), np.array([[1.0, np.inf]])])
+def test_spectrum_refuses(bad):
+    with pytest.raises(SpectrumError):
+        mp.spectrum(bad)
+
+
+def test_analyze_has_the_promised_columns_and_leaves_the_model_alone():
+    model = mp.load_model("fashion-mlp")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    table = mp.analyze(model)
+    assert list(table.columns) == COLUMNS
+    assert list(table.index) == ["features.fc1.weight", "features.fc2.weight", "head.weight"]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    fc1 = table.loc["features.fc1.weight"]
+    assert (fc1["rows"], fc1["cols"]) == (512, 784)
+    assert fc1["sigma_plus"] == pytest.approx(math.sqrt(512 * fc1["lambda_plus"]))
+    values = mp.spectrum(dict(model.named_parameters())["features.fc1.weight"])
+    assert fc1["n_spikes"] == (values > fc1["threshold"]).sum()
+    assert fc1["stable_rank"] == pytest.approx(values.sum() / values.max())
+    assert 0.01 < fc1["n_spikes"] / 512 < 0.5, "a trained layer has learned signal"
+
+
+def test_noise_has_no_spikes_and_training_makes_them():
+    trained, random = mp.load_model("fashion-vit"), mp.load_model("fashion-vit", pretrained=False)
+    both = [mp.analyze(m).query("prunable") for m in (trained, random)]
+    share = [(t["n_spikes"] / t[["rows", "cols"]].min(axis=1)).mean() for t in both]
+    assert share[0] > 10 * share[1] + 0.02
+
+
+def test_layers_too_small_keep_their_row_with_the_reason():
+    model = nn.Sequential(nn.Linear(16, 1), nn.Linear(1, 6), nn.Linear(6, 64), nn.Linear(64, 64))
+    nn.init.zeros_(model[3].weight)
+    table = mp.analyze(model)
+    assert table["verdict"].str.len().gt(10).all()
+    assert not table["mp_like"].any()
+    assert table["sigma_plus"].isna().sum() >= 3
+    with pytest.raises(mp.MpvizError):
+        mp.fit_bulk(mp.spectrum(model[0].weight), shape=(1, 16))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(value):
+    model = mp.load_model("fashion-mlp", pretrained=False)
+    with torch.no_grad():
+        model.features.fc2.weight[3, 4] = value
+    with pytest.raises(SpectrumError, match=r"features\.fc2\.weight: .*1 NaN or infinite"):
+        mp.analyze(model)
+    assert len(mp.analyze(model, layers=["features.fc1"])) == 1
+
+
+def test_progress_and_cancel():
+    model = mp.load_model("fashion-resnet", pretrained=False)
+    told = []
+    layer_spectra(model, progress=lambda fraction, name: told.append((fraction, name)))
+    assert [f for f, _ in told] == sorted(f for f, _ in told) and told[-1][0] == 1.0
+    assert len({name for _, name in told}) == 26
+    with pytest.raises(Cancelled):
+        layer_spectra(model, cancelled=lambda: True)
