@@ -1,0 +1,99 @@
+"""Spectral Edge Budgeting (SEB): how much each layer's weights are protected, from its edge or tail exponent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from mpviz.errors import BudgetError, nearest
+
+SIGNALS = ("sigma_plus", "alpha")
+MIN_WEIGHT = 0.1
+
+
+def check_sparsity(sparsity: float) -> float:
+    """The sparsity as a float. Raises BudgetError outside [0, 1)."""
+    try:
+        value = float(sparsity)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0.0 <= value < 1.0:
+        raise BudgetError(f"sparsity is the share removed, in [0, 1); got {sparsity}")
+    return value
+
+
+def decay(sparsity: float, decay_end: float, power: float = 1.0) -> float:
+    """d(s) = [(1 − s/s_d)₊]^p: how much the spectral signal still counts at sparsity s.
+
+    >>> decay(0.35, 0.7)
+    0.5
+    """
+    if not 0.0 < decay_end:
+        raise BudgetError(f"decay_end is the sparsity at which the signal stops to count, above 0; got {decay_end}")
+    return max(0.0, 1.0 - sparsity / decay_end) ** power
+
+
+def _standardised(signal: pd.Series) -> pd.Series:
+    finite = signal[np.isfinite(signal)]
+    spread = float(finite.std(ddof=0)) if len(finite) else 0.0
+    if not spread > 0.0:  # one layer, or all alike: nothing to tell layers apart
+        return pd.Series(0.0, index=signal.index)
+    # a layer without a fit has no signal: it is neither protected nor exposed
+    return ((signal - finite.mean()) / spread).fillna(0.0)
+
+
+def _check_names(names: Iterable[str], known: Iterable[str], what: str) -> list[str]:
+    known = list(known)
+    checked = []
+    for name in names:
+        full = name if name in known else f"{name}.weight"
+        if full not in known:
+            raise BudgetError(f"unknown {what} '{name}'; {nearest(name, known)}")
+        checked.append(full)
+    return checked
+
+
+def allocate(
+    table: pd.DataFrame,
+    sparsity: float,
+    signal: str = "sigma_plus",
+    beta: float = 1.25,
+    decay_end: float = 0.7,
+    beta_by_role: Mapping[str, float] | None = None,
+    locked: Iterable[str] = (),
+) -> pd.Series:
+    """SEB weights of the prunable layers: w = max(0.1, 1 + β d(s) z), the signal z standardised over all of them.
+
+    table: of `mp.analyze`. signal: "sigma_plus" or "alpha". beta_by_role: strengths that replace β, e.g.
+    {"attention": 1.0, "mlp": 2.0}. locked: layers that lose nothing; their weight is 0.0, which stands for "never
+    removed", and the others make up for them. Ranking |W|/w then gives the masks (`mp.magnitude_masks`).
+    Source: Spectral Edge Budgeting, arXiv:2606.02608. Raises BudgetError for a sparsity outside [0, 1), unknown
+    signals, roles or layers.
+    """
+    sparsity = check_sparsity(sparsity)
+    if signal not in SIGNALS:
+        raise BudgetError(f"unknown signal '{signal}'; {nearest(signal, SIGNALS)}")
+    prunable = table[table["prunable"].astype(bool)]
+    if prunable.empty:
+        raise BudgetError("the table has no prunable layer; there is nothing to allocate")
+    betas = prunable["role"].map(_betas(prunable["role"], beta, beta_by_role))
+    weights = (1.0 + betas * decay(sparsity, decay_end) * _standardised(prunable[signal])).clip(lower=MIN_WEIGHT)
+    weights.loc[_check_names(locked, weights.index, "locked layer")] = 0.0
+    return weights.astype(float).rename("weight")
+
+
+def _betas(roles: pd.Series, beta: float, by_role: Mapping[str, float] | None) -> dict[str, float]:
+    betas = dict.fromkeys(roles.unique(), beta)
+    for role, value in (by_role or {}).items():
+        if role not in ("attention", "mlp", "conv", "depthwise", "stem", "head"):
+            raise BudgetError(
+                f"unknown role '{role}'; {nearest(role, ['attention', 'mlp', 'conv', 'depthwise', 'stem', 'head'])}"
+            )
+        betas[role] = value
+    for role, value in betas.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise BudgetError(f"β is a strength of at least 0; got {value} for {role} layers")
+    return betas
