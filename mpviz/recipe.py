@@ -1,0 +1,219 @@
+"""The plan as data: what the notebook, the dashboard, the command line and Python all edit and run."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path, PurePath
+from typing import Any, get_args, get_origin, get_type_hints
+
+from mpviz.errors import RecipeError, nearest
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Which network: a name for `mp.load_model`, and a local safetensors file of weights where wanted."""
+
+    name: str = "fashion-vit"
+    weights: str = ""
+    pretrained: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Which data: a name for `mp.load_data`, and its folder where it needs one."""
+
+    name: str = "fashion-mnist"
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """How much is removed and where: the arguments of `mp.allocate`."""
+
+    sparsity: float = 0.5
+    signal: str = "sigma_plus"
+    beta: float = 1.25
+    decay_end: float = 0.7
+    beta_by_role: dict[str, float] = field(default_factory=dict)
+    locked: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CertifyPlan:
+    """Which samples are certified: the split, and how many of it (0 = all)."""
+
+    tiers: list[str] = field(default_factory=lambda: ["measured"])
+    split: str = "test"
+    samples: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole plan. ``Recipe()`` prunes the bundled ViT by half."""
+
+    model: ModelPlan = field(default_factory=ModelPlan)
+    data: DataPlan = field(default_factory=DataPlan)
+    budget: BudgetPlan = field(default_factory=BudgetPlan)
+    certify: CertifyPlan = field(default_factory=CertifyPlan)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, as in the TOML file."""
+        return asdict(self)
+
+    def to_toml(self) -> str:
+        """The recipe as TOML text; `parse_recipe` reads it back."""
+        return "\n".join(_toml_section((name,), values) for name, values in self.to_dict().items())
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Integral):
+        return repr(int(value))
+    if isinstance(value, Real):
+        return repr(float(value))
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if not isinstance(value, (str, PurePath)):
+        raise RecipeError(f"a recipe holds text, numbers, true, false, lists and tables; got {value!r}")
+    return '"' + "".join(_escaped(letter) for letter in str(value)) + '"'
+
+
+def _escaped(letter: str) -> str:
+    if 0xD800 <= ord(letter) < 0xE000:
+        raise RecipeError(f"a recipe is UTF-8 text, which cannot hold {letter!r}; rename the file or folder")
+    if ord(letter) < 32 or ord(letter) == 127:
+        return f"\\u{ord(letter):04X}"
+    return "\\" + letter if letter in '\\"' else letter
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_section(path: tuple[str, ...], values: Mapping[str, Any]) -> str:
+    lines = ["[" + ".".join(map(_toml_key, path)) + "]"]
+    lines += [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
+    text = "\n".join(lines) + "\n"
+    for key, inner in values.items():
+        if isinstance(inner, Mapping) and (inner or len(path) > 1):  # a recipe's own tables are empty by default
+            text += "\n" + _toml_section((*path, key), inner)
+    return text
+
+
+def _build(cls: Any, given: Any, where: str) -> Any:
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"[{where}] must be a table of keys; got {type(given).__name__}")
+    known = {f.name: f for f in fields(cls)}
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in given.items():
+        name = f"{where}.{key}" if where else key
+        if key not in known:
+            raise RecipeError(f"unknown recipe key '{name}'; {nearest(key, known)}")
+        hint = hints[key]
+        values[key] = _build(hint, value, name) if is_dataclass(hint) else _checked(hint, value, name)
+    return cls(**values)
+
+
+def _checked(hint: Any, value: Any, name: str) -> Any:
+    wanted = get_origin(hint) or hint
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise RecipeError(f"recipe key '{name}' is too large a number") from error
+    if not isinstance(value, wanted) or (wanted in (int, float) and isinstance(value, bool)):
+        raise RecipeError(f"recipe key '{name}' must be {wanted.__name__}; got {value!r}")
+    inner: tuple[Any, ...] = get_args(hint)
+    if wanted is list:
+        return [_checked(inner[0], v, f"{name}[{i}]") for i, v in enumerate(value)]
+    if wanted is dict and inner[1] is not Any:
+        return {k: _checked(inner[1], v, f"{name}.{k}") for k, v in value.items()}
+    return value
+
+
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from nested dictionaries. Raises RecipeError for unknown keys (with the nearest) and wrong types."""
+    recipe = _build(Recipe, values, "")
+    assert isinstance(recipe, Recipe)
+    return checked(recipe)
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The same recipe. Raises RecipeError for values that no run could use."""
+    if not 0 <= recipe.budget.sparsity < 1:
+        raise RecipeError(f"recipe key 'budget.sparsity' must be in [0, 1); got {recipe.budget.sparsity}")
+    if recipe.certify.split not in ("test", "calibration"):
+        raise RecipeError(f"recipe key 'certify.split' must be 'test' or 'calibration'; got '{recipe.certify.split}'")
+    if recipe.certify.samples < 0:
+        raise RecipeError(f"recipe key 'certify.samples' counts samples, 0 = all; got {recipe.certify.samples}")
+    if recipe.certify.seed < 0:
+        raise RecipeError(f"recipe key 'certify.seed' must be at least 0; got {recipe.certify.seed}")
+    return recipe
+
+
+def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """The recipe with single values replaced, each given as "key=value" with the value in TOML; text needs no quotes.
+
+    >>> with_settings(Recipe(), ["budget.sparsity=0.6", "model.name=fashion-mlp"]).budget.sparsity
+    0.6
+
+    Raises RecipeError for a setting without "=", an unknown key (with the nearest) or a wrong type.
+    """
+    values = recipe.to_dict()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        *tables, last = key.strip().split(".")
+        if not equals or not last:
+            raise RecipeError(f"a setting looks like budget.sparsity=0.6; got '{setting}'")
+        place = values
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise RecipeError(
+                    f"recipe key '{'.'.join(tables)}' is no table; a setting looks like budget.sparsity=0.6"
+                )
+        place[last] = _setting(text.strip(), place.get(last))
+    return recipe_from_dict(values)
+
+
+def _setting(text: str, before: Any) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = parsed["value"]
+    if isinstance(before, str) and not isinstance(value, str):  # 2024 and true are names where a name was
+        return text
+    return value
+
+
+def parse_recipe(text: str) -> Recipe:
+    """A recipe from TOML text. Raises RecipeError naming the line or the key that is wrong."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"the recipe is not valid TOML: {error}") from error
+    return recipe_from_dict(values)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from a TOML file. Raises RecipeError when it is missing or wrong."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    try:
+        return parse_recipe(text)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error

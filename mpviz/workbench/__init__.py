@@ -1,0 +1,1 @@
+"""One state for every screen: what is looked at, what is slid, what runs in the background."""

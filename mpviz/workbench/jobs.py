@@ -1,0 +1,119 @@
+"""Background work: one job at a time with progress, cancel and errors as sentences; and the preview's loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mpviz.errors import Cancelled, MpvizError
+from mpviz.workbench.views import JobStatus
+
+logger = logging.getLogger(__name__)
+OnStatus = Callable[[JobStatus], None]
+
+
+def sentence(error: BaseException) -> str:
+    """What a person reads of an error: our own messages as they are, others with their type."""
+    return str(error) if isinstance(error, MpvizError) else f"{type(error).__name__}: {error}"
+
+
+class Job:
+    """One function on a thread of its own. Its `tell(progress, message)` raises Cancelled when asked to stop."""
+
+    def __init__(self, name: str, function: Callable[[Job], Any], on_status: OnStatus) -> None:
+        self.name, self._function, self._on_status = name, function, on_status
+        self._stop, self._started = threading.Event(), time.monotonic()
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.status = JobStatus(name, "running", 0.0, "starting")
+        self._thread = threading.Thread(target=self._run, name=f"mpviz-{name}", daemon=True)
+
+    def start(self) -> Job:
+        """Show the job as running, then start it."""
+        self._on_status(self.status)
+        self._thread.start()
+        return self
+
+    def cancelled(self) -> bool:
+        """True once somebody asked the job to stop."""
+        return self._stop.is_set()
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next step."""
+        self._stop.set()
+
+    def wait(self, timeout: float | None = None) -> JobStatus:
+        """Block until the job has ended, or the timeout in seconds is over."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return self.status
+
+    def tell(self, progress: float, message: str) -> None:
+        """Report progress in 0 … 1. Raises Cancelled when the job was asked to stop."""
+        if self._stop.is_set():
+            raise Cancelled(f"{self.name} was cancelled")
+        elapsed = time.monotonic() - self._started
+        left = elapsed * (1 - progress) / progress if progress > 0.02 else None
+        self._set(JobStatus(self.name, "running", progress, message, left))
+
+    def _set(self, status: JobStatus) -> None:
+        self.status = status
+        self._on_status(status)
+
+    def _run(self) -> None:
+        reached = 0.0
+        try:
+            self.result = self._function(self)
+            self._set(JobStatus(self.name, "done", 1.0, f"{self.name} finished"))
+        except Cancelled:
+            reached = self.status.progress
+            self._set(JobStatus(self.name, "cancelled", reached, f"{self.name} was cancelled; nothing was changed"))
+        except Exception as error:  # a job's thread is the last place where its error can be shown
+            logger.debug("job %s failed", self.name, exc_info=True)
+            self.error, reached = error, self.status.progress
+            self._set(JobStatus(self.name, "failed", reached, sentence(error)))
+
+
+class Loop:
+    """Calls `step` again and again on one daemon thread until it returns False, then sleeps until woken."""
+
+    def __init__(self, step: Callable[[], bool], on_error: Callable[[BaseException], None]) -> None:
+        self._step, self._on_error = step, on_error
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._idle = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mpviz-preview", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; a second call only wakes it."""
+        self.wake()
+        if not self._thread.is_alive() and not self._closed.is_set():
+            self._thread.start()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._idle.clear()
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread after its current step."""
+        self._closed.set()
+        self._wake.set()
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Block until there is nothing left to do; False after `timeout` seconds."""
+        return self._idle.wait(timeout)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                while not self._closed.is_set() and self._step():
+                    pass
+            except Exception as error:  # noqa: BLE001 - shown on the page; the loop lives on for the next setting
+                self._on_error(error)
+            if not self._wake.is_set():
+                self._idle.set()

@@ -1,0 +1,102 @@
+"""What a workbench has loaded: a network with its spectra and ranking, and a data set."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from mpviz.nets.data import Splits, load_data
+from mpviz.nets.spectra import LayerSpectrum, layer_spectra, table_of
+from mpviz.nets.zoo import load_model
+from mpviz.prune.masks import Ranking
+from mpviz.workbench.jobs import Job
+from mpviz.workbench.views import SpectrumView
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One network under study. Nothing here changes, so that several sessions may share it."""
+
+    name: str
+    network: nn.Module
+    spectra: dict[str, LayerSpectrum]
+    table: pd.DataFrame
+    ranking: Ranking
+
+
+_shared: dict[str, Subject] = {}
+_shared_data: dict[tuple[str, str], Splits] = {}
+_lock = threading.Lock()
+
+
+def open_subject(model: str | Path | nn.Module, job: Job | None = None) -> Subject:
+    """Load and analyse a network; one named by a string is shared by all sessions of this process."""
+    if isinstance(model, nn.Module):
+        return _analysed(type(model).__name__, model.eval(), job)
+    name = str(model)
+    with _lock:
+        known = _shared.get(name)
+    if known is not None:
+        return known
+    subject = _analysed(name, load_model(name), job)
+    if not Path(name).is_file():  # a file may change under its name
+        with _lock:
+            _shared.setdefault(name, subject)
+    return subject
+
+
+def _analysed(name: str, network: nn.Module, job: Job | None) -> Subject:
+    spectra = layer_spectra(
+        network,
+        progress=None if job is None else lambda f, layer: job.tell(0.1 + 0.6 * f, f"spectrum of {layer}"),
+        cancelled=None if job is None else job.cancelled,
+    )
+    return Subject(name, network, spectra, table_of(spectra), Ranking(network))
+
+
+def open_data(name: str, folder: str | None, network: nn.Module) -> Splits:
+    """The splits of a data set; bundled sets are shared, others depend on the model's image size."""
+    if name not in ("fashion-mnist", "digits"):
+        return load_data(name, folder or None, network)
+    key = (name, folder or "")
+    with _lock:
+        if key in _shared_data:
+            return _shared_data[key]
+    splits = load_data(name, folder or None)
+    with _lock:
+        return _shared_data.setdefault(key, splits)
+
+
+def spectrum_view(layer: LayerSpectrum) -> SpectrumView:
+    """What the spectrum figure needs of one layer."""
+    info, fit = layer.info, layer.fit
+    spikes = [
+        {
+            "rank": i + 1,
+            "eigenvalue": float(layer.spikes.eigenvalue[i]),
+            "strength": float(layer.spikes.strength[i]),
+            "overlap": (float(layer.spikes.overlap_left[i]), float(layer.spikes.overlap_right[i])),
+        }
+        for i in range(len(layer.spikes.eigenvalue))
+    ]
+    return SpectrumView(
+        layer=info.name,
+        role=info.role,
+        shape=(info.rows, info.cols),
+        eigenvalues=layer.eigenvalues,
+        law_pdf=fit.law.pdf if fit.law is not None else lambda x: np.full_like(x, np.nan, dtype=float),
+        edges=fit.edges,
+        threshold=fit.threshold,
+        sigma_plus=fit.sigma_plus,
+        n_spikes=fit.n_spikes,
+        bulk_fraction=fit.bulk_fraction,
+        rigidity=fit.rigidity,
+        mp_like=fit.mp_like,
+        verdict=fit.verdict,
+        spikes=spikes,
+    )

@@ -1,0 +1,334 @@
+"""The one state behind notebook, dashboard and tests: what is chosen, what follows from it, what runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import param
+from torch import Tensor, nn
+
+from mpviz.certificates.margins import Certificate
+from mpviz.certificates.preview import Point
+from mpviz.errors import ModelError, MpvizError, nearest
+from mpviz.nets.store import save
+from mpviz.pipeline import budget_table, compare_models, plan_weights, prune_and_certify, results_of
+from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
+from mpviz.workbench.jobs import Job, sentence
+from mpviz.workbench.measure import EMPTY_CURVE, Aim, Measurer, Samples, open_samples
+from mpviz.workbench.sources import Subject, open_data, open_subject, spectrum_view
+from mpviz.workbench.views import JobStatus
+
+_PLAN = ("sparsity", "signal", "beta", "decay_end", "beta_attention", "beta_mlp", "locked")
+EMPTY = JobStatus("", "idle", 0.0, "")
+
+
+class Workbench(param.Parameterized):
+    """One network, one data set, one plan; every face shows and edits this.
+
+    >>> wb = Workbench("fashion-mlp")             # doctest: +SKIP
+    >>> wb.sparsity = 0.6                         # budgets, masks' counts and the estimate follow at once
+    >>> wb.prune().wait(); wb.comparison          # before and after, measured on the whole split
+
+    model: a name for `mp.load_model`, a checkpoint's path or an nn.Module in hand. data, folder: for `mp.load_data`.
+    Raises the errors of those two. All methods may be called from any thread.
+    """
+
+    model = param.String("fashion-vit", doc="name of the network that is loaded", constant=True)
+    data = param.String("fashion-mnist", doc="name of the data set", constant=True)
+    layer = param.String("", doc="parameter name of the layer in view")
+    sparsity = param.Number(0.5, bounds=(0.0, 0.99), doc="share of prunable weights removed")
+    signal = param.Selector(default="sigma_plus", objects=["sigma_plus", "alpha"], doc="what tells layers apart")
+    beta = param.Number(1.25, bounds=(0.0, 3.0), doc="β: how strongly the signal counts")
+    decay_end = param.Number(0.7, bounds=(0.05, 1.0), doc="s_d: sparsity at which the signal stops to count")
+    beta_attention = param.Number(None, bounds=(0.0, 3.0), allow_None=True, doc="β of attention layers, None = β")
+    beta_mlp = param.Number(None, bounds=(0.0, 3.0), allow_None=True, doc="β of MLP layers, None = β")
+    locked = param.List([], item_type=str, doc="layers that lose nothing")
+    split = param.Selector(default="test", objects=["test", "calibration"], doc="samples that are measured")
+    samples = param.Integer(1000, bounds=(1, None), doc="how many of them the preview uses")
+    scale = param.Selector(default="singular", objects=["eigenvalue", "singular"], doc="axis of the spectrum")
+    log_y = param.Boolean(False, doc="logarithmic density")
+
+    table = param.DataFrame(None, doc="of mp.analyze")
+    budgets = param.DataFrame(None, doc="one row a prunable layer")
+    spectrum = param.Parameter(None, doc="SpectrumView of the layer in view")
+    curve = param.Parameter(EMPTY_CURVE, doc="CurveView: coverage over sparsity")
+    comparison = param.DataFrame(None, doc="before and after the last finished pruning")
+    job = param.Parameter(EMPTY, doc="JobStatus")
+    error = param.String("", doc="what went wrong, as a sentence; empty when all is well")
+    info = param.Dict({}, doc="device, versions, dense accuracy")
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module = "fashion-vit",
+        data: str = "fashion-mnist",
+        folder: str | None = None,
+        **settings: Any,
+    ) -> None:
+        subject = open_subject(model)
+        splits = open_data(data, folder, subject.network)
+        self._lock = threading.RLock()
+        self._folder = folder
+        self._job: Job | None = None
+        self._described: Samples | None = None
+        self._measurer = Measurer(self._measured, lambda error: self._set(error=sentence(error)))
+        self.certificate: Certificate | None = None
+        self.masks: dict[str, Tensor] | None = None
+        self.pruned: nn.Module | None = None
+        super().__init__(**settings)
+        self._adopt(subject, data, splits)
+        self.param.watch(self._plan, list(_PLAN))
+        self.param.watch(self._on_layer, ["layer"])
+        self.param.watch(self._on_samples, ["split", "samples"])
+
+    # --- what is loaded -------------------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The dense network. Nothing here changes its weights."""
+        return self._subject.network
+
+    @property
+    def layers(self) -> list[str]:
+        """Parameter names of all layers, in the order of the network."""
+        return list(self._subject.spectra)
+
+    def open(self, model: str | Path | nn.Module, data: str | None = None, folder: str | None = None) -> Job:
+        """Load another network (and data set) in the background; on an error everything stays as it is."""
+
+        def load(job: Job) -> None:
+            job.tell(0.0, f"loading {model if isinstance(model, (str, Path)) else type(model).__name__}")
+            subject = open_subject(model, job)
+            name = data or self.data
+            job.tell(0.8, f"reading {name}")
+            splits = open_data(name, folder, subject.network)
+            samples = open_samples(subject.network, getattr(splits, self.split), self.samples, cancelled=job.cancelled)
+            self._folder = folder
+            self._adopt(subject, name, splits, samples)
+
+        return self._run("load", load)
+
+    def _adopt(self, subject: Subject, data: str, splits: Any, samples: Samples | None = None) -> None:
+        with self._lock:
+            self._subject, self._splits = subject, splits
+            self._use_samples(samples)
+            self.certificate = self.masks = self.pruned = None
+            prunable = subject.ranking.names
+            with param.parameterized.batch_call_watchers(self), param.edit_constant(self):
+                self.param.update(
+                    model=subject.name,
+                    data=data,
+                    locked=[name for name in self.locked if name in prunable],
+                    table=subject.table,
+                    comparison=None,
+                    error="",
+                    layer=self.layer if self.layer in subject.spectra else prunable[0],
+                )
+            self.spectrum = spectrum_view(subject.spectra[self.layer])
+        self._plan()
+
+    # --- the layer in view ----------------------------------------------------------------------------------------
+
+    def select(self, layer: str) -> None:
+        """Show another layer. Raises ModelError for an unknown one, with the nearest."""
+        if layer not in self._subject.spectra:
+            raise ModelError(f"unknown layer '{layer}'; {nearest(layer, self.layers)}")
+        self.layer = layer
+
+    def next_layer(self) -> None:
+        """Show the next layer; after the last comes the first."""
+        self._step_layer(1)
+
+    def previous_layer(self) -> None:
+        """Show the layer before; before the first comes the last."""
+        self._step_layer(-1)
+
+    def _step_layer(self, by: int) -> None:
+        self.layer = self.layers[(self.layers.index(self.layer) + by) % len(self.layers)]
+
+    def _on_layer(self, event: param.parameterized.Event) -> None:
+        known = self._subject.spectra
+        if event.new not in known:
+            self.layer = event.old
+            raise ModelError(f"unknown layer '{event.new}'; {nearest(event.new, known)}")
+        self.spectrum = spectrum_view(known[event.new])
+
+    # --- the plan -------------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> BudgetPlan:
+        """The budget part of the recipe, as the sliders stand."""
+        roles = {"attention": self.beta_attention, "mlp": self.beta_mlp}
+        return BudgetPlan(
+            sparsity=float(self.sparsity),
+            signal=self.signal,
+            beta=float(self.beta),
+            decay_end=float(self.decay_end),
+            beta_by_role={role: float(value) for role, value in roles.items() if value is not None},
+            locked=list(self.locked),
+        )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The whole plan; `mp.run(wb.recipe)` does headless what Prune does here."""
+        return Recipe(
+            model=ModelPlan(name=self.model),
+            data=DataPlan(name=self.data, folder=self._folder or ""),
+            budget=self.plan,
+            certify=CertifyPlan(split=self.split),
+        )
+
+    def export_recipe(self) -> str:
+        """The plan as TOML text for `mpviz run`."""
+        return self.recipe.to_toml()
+
+    def _counts(self, sparsity: float, plan: BudgetPlan, subject: Subject) -> tuple[pd.Series, dict[str, int]]:
+        weights = plan_weights(subject.table, replace(plan, sparsity=sparsity))
+        return weights, subject.ranking.counts(sparsity, weights)
+
+    def _plan(self, *_: Any) -> None:
+        """What a slider step does: layer budgets, and the look-up of what is known there."""
+        with self._lock:
+            plan, subject = self.plan, self._subject
+            try:
+                weights, counts = self._counts(plan.sparsity, plan, subject)
+            except MpvizError as error:
+                self.error = sentence(error)
+                return
+            budgets = budget_table(subject.table, weights, counts)
+            unlocked = 1.0 - float(budgets["params"][budgets["locked"]].sum()) / subject.ranking.total
+            self._measurer.aim(
+                Aim(
+                    plan.sparsity,
+                    (subject.name, replace(plan, sparsity=0.0)),
+                    lambda s: subject.ranking.masks(self._counts(s, plan, subject)[1]),
+                    unlocked,
+                )
+            )
+            self.param.update(budgets=budgets, error="", curve=self._measurer.curve())
+
+    # --- the preview ----------------------------------------------------------------------------------------------
+
+    @property
+    def preview(self) -> Point:
+        """Coverage and accuracy at the chosen sparsity: measured now when nothing is known yet."""
+        point = self._measurer.point()
+        self._measured()
+        return point
+
+    def start_preview(self) -> None:
+        """Measure the chosen position and the 21 of the curve in the background, now and after every change."""
+        self._measurer.start()
+
+    def wait_preview(self, timeout: float = 120.0) -> bool:
+        """Block until the curve of the present plan is measured; False after `timeout` seconds."""
+        return self._measurer.wait(timeout)
+
+    def _use_samples(self, samples: Samples | None = None) -> None:
+        network, split, n = self.network, getattr(self._splits, self.split), self.samples
+        self._measurer.use(lambda: open_samples(network, split, n), samples)
+
+    def _on_samples(self, *_: Any) -> None:
+        with self._lock:
+            self._use_samples()
+        self._plan()
+
+    def _measured(self) -> None:
+        samples = self._measurer.samples()
+        outputs: dict[str, Any] = {"curve": self._measurer.curve()}
+        if samples is not self._described:
+            self._described, outputs["info"] = samples, self._describe(samples)
+        self._set(**outputs)
+
+    def _describe(self, samples: Samples) -> dict[str, Any]:
+        device = next(self.network.parameters()).device
+        return {
+            "device": str(device),
+            "versions": f"torch {version('torch')} · timm {version('timm')} · mpviz {version('mpviz')}",
+            "data": self._splits.source,
+            "dense_accuracy": samples.dense_accuracy,
+        }
+
+    # --- jobs -----------------------------------------------------------------------------------------------------
+
+    def prune(self) -> Job:
+        """Prune a copy by the present plan and measure it on the whole split, in the background."""
+        plan, recipe = self.plan, self.recipe
+        subject, split = self._subject, getattr(self._splits, self.split)
+
+        def work(job: Job) -> None:
+            job.tell(0.0, "choosing the weights to remove")
+            weights, counts = self._counts(plan.sparsity, plan, subject)
+            masks = subject.ranking.masks(counts)
+            pruned, cert, _ = prune_and_certify(
+                subject.network,
+                masks,
+                split,
+                progress=lambda f, what: job.tell(0.02 + 0.96 * f, what),
+                cancelled=job.cancelled,
+            )
+            budgets = budget_table(subject.table, weights, counts)
+            comparison = compare_models(subject.network, pruned, budgets, cert)
+            job.tell(0.99, "comparing")
+            with self._lock:
+                self.masks, self.pruned, self.certificate = masks, pruned, cert
+                self._pruned_recipe, self._pruned_budgets = recipe, budgets
+            self._set(comparison=comparison)
+
+        return self._run("prune", work)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the last pruned model with masks, recipe and results. Raises ModelError when nothing was pruned yet."""
+        with self._lock:
+            if self.pruned is None or self.certificate is None:
+                raise ModelError("nothing is pruned yet; call prune() and wait for it before saving")
+            pruned, masks, recipe = self.pruned, self.masks, self._pruned_recipe
+            results = results_of(self.certificate, self._pruned_budgets)
+        return save(path, pruned, masks, recipe=recipe.to_dict(), results=results)
+
+    def cancel(self) -> None:
+        """Ask the running job to stop; what was there before it stays."""
+        if self._job is not None:
+            self._job.cancel()
+
+    def wait(self, timeout: float | None = None) -> JobStatus:
+        """Block until the running job has ended."""
+        return self.job if self._job is None else self._job.wait(timeout)
+
+    def close(self) -> None:
+        """End background work; the state can still be read."""
+        self.cancel()
+        self._measurer.close()
+
+    def _run(self, name: str, work: Callable[[Job], None]) -> Job:
+        with self._lock:
+            if self._job is not None and self.job.state == "running":
+                raise MpvizError(f"a job is running already ({self.job.name}); cancel it or wait for it")
+            self._job = Job(name, work, self._on_status)
+        self._set(error="")
+        return self._job.start()
+
+    def _on_status(self, status: JobStatus) -> None:
+        if status.state == "failed":
+            self._set(job=status, error=status.message)
+        else:
+            self._set(job=status)
+
+    def change(self, **settings: Any) -> None:
+        """Set several settings as one step; the plan is worked out once."""
+        self._set(**settings)
+
+    def _set(self, **outputs: Any) -> None:
+        # param's batches are not thread-safe: two that overlap leave it batching for ever
+        with self._lock:
+            self.param.update(**outputs)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        # the widgets live a floor above: asked for by name, and only when a notebook wants to show them
+        return import_module("mpviz.ui.widgets").workbench_view(self)._repr_mimebundle_(**kwargs)

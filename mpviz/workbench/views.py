@@ -1,0 +1,80 @@
+"""The plain records that a screen is drawn from: numpy arrays, numbers and words, no toolkit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+JobState = Literal["idle", "running", "done", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrumView:
+    """One layer's spectrum and its Marchenko–Pastur fit, ready to draw. Eigenvalues are those of X = WᵀW / N.
+
+    shape: (N outputs, M inputs). eigenvalues: Float64["min(N, M)"] ascending. law_pdf: density of the fitted law on
+    the scale of X, vectorised. edges: (λ₋, λ₊); threshold: the Tracy–Widom corrected edge T₊, both on the scale of
+    X. sigma_plus: √(N λ₊). rigidity: p·KS, below 5 for a true Marchenko–Pastur bulk. spikes: the largest first, each
+    with rank (from 1), eigenvalue, strength (the singular value of the signal behind it) and overlap (0 … 1, or a
+    (left, right) pair). Numbers that the fit could not give are NaN, and `verdict` says why.
+    """
+
+    layer: str
+    role: str
+    shape: tuple[int, int]
+    eigenvalues: np.ndarray
+    law_pdf: Callable[[np.ndarray], np.ndarray]
+    edges: tuple[float, float]
+    threshold: float
+    sigma_plus: float
+    n_spikes: int
+    bulk_fraction: float
+    rigidity: float
+    mp_like: bool
+    verdict: str
+    spikes: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def fitted(self) -> bool:
+        """True when there is a bulk to draw: finite edges and threshold."""
+        return all(math.isfinite(x) for x in (*self.edges, self.threshold))
+
+
+@dataclass(frozen=True, eq=False)
+class CurveView:
+    """Coverage and accuracy along the sparsity slider. All shares are 0 … 1; NaN where nothing was measured yet.
+
+    positions, coverage, unchanged, accuracy: Float64["21"]. coverage: share of samples whose label is certified
+    (margin > 2η); unchanged: share whose label is in fact the dense one, never below coverage. current: the chosen
+    position as a dict with sparsity, coverage, unchanged, accuracy and tier ("measured" or "estimate"), or None.
+    stale: the curve belongs to earlier budgets and is being measured again.
+    """
+
+    positions: np.ndarray
+    coverage: np.ndarray
+    unchanged: np.ndarray
+    accuracy: np.ndarray
+    current: Mapping[str, Any] | None = None
+    n_samples: int = 0
+    split: str = "test"
+    stale: bool = False
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What the background work is doing. progress: 0 … 1; seconds_left: None while it cannot be told."""
+
+    name: str = ""
+    state: JobState = "idle"
+    progress: float = 0.0
+    message: str = ""
+    seconds_left: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        """True while the work runs and can be cancelled."""
+        return self.state == "running"
