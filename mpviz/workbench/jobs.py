@@ -83,7 +83,7 @@ class Loop:
     def __init__(self, step: Callable[[], bool], on_error: Callable[[BaseException], None]) -> None:
         self._step, self._on_error = step, on_error
         self._wake, self._closed = threading.Event(), threading.Event()
-        self._idle = threading.Event()
+        self._idle, self._turn = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mpviz-preview", daemon=True)
 
     def start(self) -> None:
@@ -94,8 +94,9 @@ class Loop:
 
     def wake(self) -> None:
         """There is something to do."""
-        self._idle.clear()
-        self._wake.set()
+        with self._turn:
+            self._idle.clear()
+            self._wake.set()
 
     def close(self) -> None:
         """End the thread after its current step."""
@@ -103,7 +104,7 @@ class Loop:
         self._wake.set()
 
     def wait_idle(self, timeout: float) -> bool:
-        """Block until there is nothing left to do; False after `timeout` seconds."""
+        """Block until there is nothing left to do; False after `timeout` seconds, or when it never started."""
         return self._idle.wait(timeout)
 
     def _run(self) -> None:
@@ -115,5 +116,6 @@ class Loop:
                     pass
             except Exception as error:  # noqa: BLE001 - shown on the page; the loop lives on for the next setting
                 self._on_error(error)
-            if not self._wake.is_set():
-                self._idle.set()
+            with self._turn:
+                if not self._wake.is_set():
+                    self._idle.set()

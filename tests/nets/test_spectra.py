@@ -12,10 +12,11 @@ import mpviz as mp
 from mpviz.errors import Cancelled, SpectrumError
 from mpviz.nets.spectra import layer_spectra
 
-COLUMNS = (
-    "role kind rows cols aspect params prunable why variance lambda_minus lambda_plus threshold sigma_plus fit_error "
-    "mp_like verdict bulk_fraction n_spikes alpha stable_rank"
-).split()
+COLUMNS = [
+    *("role", "kind", "rows", "cols", "aspect", "params", "prunable", "why"),
+    *("variance", "lambda_minus", "lambda_plus", "threshold", "sigma_plus", "fit_error", "mp_like", "verdict"),
+    *("bulk_fraction", "n_spikes", "alpha", "stable_rank"),
+]
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40), (25, 25), (1, 7), (16, 3, 3, 3)])

@@ -16,7 +16,7 @@ SPARSITIES = np.random.default_rng(7).uniform(0, 0.99, 20).round(4).tolist()
 
 def oracle(model, sparsity, weights):
     """Sort every prunable entry by (|W|/w, layer order, index) and remove the first round(s·n)."""
-    names = [n for n in mp.analyze(model).query("prunable").index]
+    names = list(mp.analyze(model).query("prunable").index)
     entries = []
     for order, name in enumerate(names):
         w = weights.get(name, 1.0)
