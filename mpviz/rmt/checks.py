@@ -89,9 +89,10 @@ def check_rank(rank: int, trim: float, shape: tuple[int, int]) -> None:
     if rank < MIN_WINDOW and rank < full:
         raise SpectrumError(f"low rank: only {rank} of {full} eigenvalues of {name} are above zero; leave it out")
     found = f"too few eigenvalues: only {inside} eigenvalues in the bulk window of {name}, a fit needs {MIN_WINDOW}"
-    if rank < MIN_WINDOW or widest_trim(rank) <= 0:
+    if rank < MIN_WINDOW:
         raise SpectrumError(f"{found}; the layer is too small, leave it out")
-    raise SpectrumError(f"{found}; lower trim to {widest_trim(rank):g} or below")
+    widest = widest_trim(rank)
+    raise SpectrumError(f"{found}; lower trim to {widest:g}" + (" or below" if widest > 0 else ""))
 
 
 def window(count: int, trim: float) -> range:
