@@ -151,7 +151,12 @@ def measure_curve(
         return False
 
     positions = tuple(s for s in sorted({*POSITIONS, round(plan.sparsity, 6)}) if possible(s))
-    points = coverage_curve(model, *samples, lambda s: ranking.masks(counts(s)), positions, progress, cancelled)
+
+    def tell(fraction: float, position: str) -> None:
+        if progress is not None:
+            progress(fraction, f"coverage at {position}")
+
+    points = coverage_curve(model, *samples, lambda s: ranking.masks(counts(s)), positions, tell, cancelled)
     return pd.DataFrame([vars(point) for point in points]).assign(samples=len(samples[1]))
 
 
@@ -318,4 +323,12 @@ def read_run(folder: str | Path) -> RunResult:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, float_precision="round_trip")
+    """A CSV file that `write_run` wrote; floats come back bit by bit, which pandas' own parser does not promise."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False).apply(_typed)
+
+
+def _typed(column: pd.Series) -> pd.Series:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return pd.Series([kind(value) for value in column])
+    return column == "True" if set(column) <= {"True", "False"} else column

@@ -40,15 +40,18 @@ def fashion_mlp() -> nn.Module:
 
 
 def _conv_stem(in_chans: int, width: int) -> nn.Sequential:
-    """Two strided 3×3 convolutions and a 1×1: patches of 4×4 with overlapping context."""
+    """Three 3×3 convolutions, two of them strided, and a 1×1: patches of 4×4 that see their neighbours."""
     return nn.Sequential(
-        nn.Conv2d(in_chans, 32, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(in_chans, 64, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(64),
         nn.ReLU(),
-        nn.Conv2d(64, width, 1),
+        nn.Conv2d(64, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 1),
     )
 
 

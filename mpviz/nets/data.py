@@ -236,10 +236,9 @@ def _create(name: str, root: Path | str | None, transform: Any, **options: Any) 
     try:
         dataset = timm.data.create_dataset(name, root=str(root) if root else None, transform=transform, **options)
     except (ImportError, RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
+        what = f"the data set '{name}'" if name else "the images"
         place = f"at {root}" if root else "without a folder; give the one that holds it"
-        raise DataError(
-            f"timm cannot open the data set '{name}' {place} ({str(error) or type(error).__name__})"
-        ) from error
+        raise DataError(f"timm cannot open {what} {place} ({str(error) or type(error).__name__})") from error
     if isinstance(dataset, IterableDataset):
         raise DataError(f"the data set '{name}' is a stream, and samples are drawn by number; use its copy on disk")
     return dataset

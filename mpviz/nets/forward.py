@@ -51,6 +51,17 @@ def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def _run(network: nn.Module, x: Tensor) -> object:
+    try:
+        return network(x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:  # what torch and timm raise for shapes that do not fit
+        raise ModelError(
+            f"{type(network).__name__} cannot take images of shape {tuple(x.shape[1:])}: {error}; choose data that fit it"
+        ) from error
+
+
 @torch.no_grad()
 def logits(
     model: nn.Module,
@@ -76,7 +87,7 @@ def logits(
         if cancelled is not None and cancelled():
             raise Cancelled("the evaluation was cancelled")
         x = images[start : start + batch].to(device)
-        out = network(x)
+        out = _run(network, x)
         if not isinstance(out, Tensor) or out.ndim != 2:
             raise ModelError(f"{type(model).__name__} gives no logits of shape (n, classes); wrap it so that it does")
         parts.append(out.float().cpu())

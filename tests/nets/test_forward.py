@@ -77,5 +77,7 @@ def test_refusals():
         logits(model, x[:0])
     with pytest.raises(Cancelled):
         logits(model, x, cancelled=lambda: True)
+    with pytest.raises(ModelError, match=r"MLP cannot take images of shape \(1, 8, 8\)"):
+        logits(model, mp.load_data("digits").test.sample(4)[0])
     with pytest.raises(ModelError, match="training mode"):
         logits(mp.load_model("fashion-mlp").train(), x)

@@ -13,7 +13,7 @@ from mpviz.nets.zoo import load_model
     ("name", "roles"),
     [
         ("fashion-mlp", {"mlp": 2, "head": 1}),
-        ("fashion-vit", {"stem": 3, "attention": 12, "mlp": 12, "head": 1}),
+        ("fashion-vit", {"stem": 4, "attention": 12, "mlp": 12, "head": 1}),
         ("fashion-resnet", {"stem": 1, "conv": 24, "head": 1}),
         ("mobilenetv3_small_050", None),
         ("deit_tiny_distilled_patch16_224", None),

@@ -1,0 +1,211 @@
+"""How a report looks: what it says as a plain record, and the page that is made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from mpviz import __version__
+from mpviz.ui import figures, tables, text
+from mpviz.ui.theme import CONFIG, FONT, Json, palette
+from mpviz.workbench.views import CurveView, SpectrumView
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPECTRA_LIMIT = 2_000_000  # characters of JSON: plotly.js has 4.8 million, and the page should stay below 8
+MINUS = "−"
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What a report says. headline, details, caveat, curve_note: words, not escaped; an empty one is left out.
+
+    tier: how the numbers of the headline are known. comparison: before and after, None when nothing was pruned.
+    table, budgets: of all and of the prunable layers. views: one a layer. recipe: TOML.
+    """
+
+    model: str
+    data: str
+    headline: str
+    details: str
+    tier: str
+    table: pd.DataFrame
+    budgets: pd.DataFrame
+    views: Iterable[SpectrumView]
+    recipe: str
+    comparison: pd.DataFrame | None = None
+    caveat: str = ""
+    curve: CurveView | None = None
+    curve_note: str = ""
+
+
+def page(content: Content, theme: str, when: datetime) -> str:
+    """The whole page. Raises MpvizError for an unknown theme."""
+    spectra, left_out = spectrum_figures(content.views, theme)
+    model = text.escape(content.model)
+    parts = {
+        "title": f"mpviz: {model}",
+        "theme": theme,
+        "colours": _colours(theme),
+        "font": FONT,
+        "eyebrow": f"mpviz report · {model} on {text.escape(content.data)}",
+        "finding": text.escape(content.headline).replace(model, f"<span>{model}</span>"),
+        "details": text.escape(content.details),
+        "tiers": f"{tables.chip(content.tier, theme)} {TIER_WORDS.get(content.tier, '')}" if content.tier else "",
+        "comparison": _comparison(content.comparison, theme),
+        "caveat": text.escape(content.caveat),
+        "left_out": text.escape(left_out),
+        "coverage": _coverage(content.curve, content.curve_note),
+        "layers": tables.layers_table(content.table, content.budgets, theme=theme),
+        "recipe": "\n".join(map(text.escape, content.recipe.split("\n"))),
+        "footer": _footer(when),
+        "plotly": (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"),
+        "figures": _embedded(_figures(content, spectra, theme)),
+    }
+    # one pass: what a part holds is never read for further marks
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark.group(1)], _template())
+
+
+TIER_WORDS = {
+    "measured": "exact, for these masks on these images",
+    "estimate": "between measured positions of the curve",
+}
+
+
+@cache
+def _template() -> str:
+    return (files("mpviz.ui") / "report.html").read_text(encoding="utf-8")
+
+
+def points(change: float) -> str:
+    """A change of a share, in percentage points with its sign.
+
+    >>> points(-0.003), points(0.0)
+    ('−0.30 points', '±0 points')
+    """
+    if change == 0:
+        return "±0 points"
+    return f"{100 * change:+.2f} points".replace("-", MINUS)
+
+
+def share(value: float) -> str:
+    """A share in percent with one decimal, so that a column of them is aligned; never rounded to all or nothing.
+
+    >>> share(0.93), share(1.0)
+    ('93.0\u202f%', '100.0\u202f%')
+    """
+    shown = f"{100 * value:.1f}"
+    if (shown == "100.0" and value < 1) or (shown == "0.0" and value > 0):
+        return text.percent(value)
+    return f"{shown}{text.THIN}%"
+
+
+def comparison_rows(comparison: pd.DataFrame) -> list[tuple[str, str, str, str, str]]:
+    """Before and after as words: quantity, dense, pruned, change, tier. Shares are floats, counts are whole numbers."""
+    rows = []
+    columns = (comparison[name].tolist() for name in ("quantity", "dense", "pruned", "tier"))
+    for quantity, dense, pruned, tier in zip(*columns, strict=True):
+        if isinstance(dense, float):
+            change = points(pruned - dense)
+            rows.append((quantity, share(dense), share(pruned), change, tier))
+        else:
+            change = f"{MINUS}{share((dense - pruned) / dense)}" if dense > pruned else "±0"
+            rows.append((quantity, text.count(dense), text.count(pruned), change, tier))
+    return rows
+
+
+def _comparison(comparison: pd.DataFrame | None, theme: str) -> str:
+    if comparison is None:
+        return tables.comparison_table(None, theme)
+    rows = [[*map(text.escape, row[:4]), tables.chip(row[4], theme)] for row in comparison_rows(comparison)]
+    return tables.html_table(("", "dense", "pruned", "change", "known as"), rows, theme)
+
+
+def _coverage(curve: CurveView | None, note: str) -> str:
+    if curve is None:
+        return ""
+    words = "Certified: margin > 2η, so that the label cannot have changed. Unchanged: it is in fact the same."
+    return (
+        f'<h2>How much can go</h2>\n<p class="quiet">{text.escape(f"{words} {note}")}</p>\n'
+        '<div id="coverage" class="figure" role="img" aria-label="Coverage against sparsity"></div>'
+    )
+
+
+def spectrum_figures(views: Iterable[SpectrumView], theme: str = "light") -> tuple[dict[str, dict[str, Json]], str]:
+    """Spectrum figures {layer: {scale: figure}} in the order of the network, and what was left out, in words.
+
+    Where the page would grow too large, the layers with most spikes stay: they have most to tell.
+    """
+    views = list(views)
+    drawn: dict[str, dict[str, Json]] = {}
+    size = 0
+    for view in sorted(views, key=lambda view: -view.n_spikes if view.fitted else math.inf):
+        pair = {scale: compact(figures.spectrum(view, scale, theme=theme)) for scale in ("singular", "eigenvalue")}
+        size += len(json.dumps(pair))
+        if size > SPECTRA_LIMIT and drawn:
+            break
+        drawn[view.layer] = pair
+    kept = {view.layer: drawn[view.layer] for view in views if view.layer in drawn}
+    if len(kept) == len(views):
+        return kept, ""
+    return kept, f"The {len(kept)} of {len(views)} layers with most spikes can be chosen; the table has all."
+
+
+def compact(value: Any) -> Any:
+    """The same lists and dicts with floats to five digits, a tenth of a pixel, and null for what is not finite.
+
+    >>> compact({"x": [0.123456789, float("nan"), 2]})
+    {'x': [0.12346, None, 2]}
+    """
+    if isinstance(value, Mapping):
+        return {key: compact(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [compact(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+def _figures(content: Content, spectra: Mapping[str, Mapping[str, Json]], theme: str) -> dict[str, Any]:
+    """All that the page draws; frames: the strip's mark around each layer that can be chosen."""
+    table = content.table
+    return {
+        "config": CONFIG,
+        "strip": compact(figures.strip(table, None, theme)),
+        "frames": {name: compact(figures.strip(table, name, theme)["layout"]["shapes"]) for name in spectra},
+        "spectra": spectra,
+        "first": max(spectra, key=lambda name: (table.at[name, "prunable"], table.at[name, "n_spikes"])),
+        "coverage": None if content.curve is None else compact(figures.coverage(content.curve, theme)),
+        "budgets": compact(figures.budgets(content.budgets, None, theme)),
+    }
+
+
+def _embedded(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _colours(theme: str) -> str:
+    colours = palette(theme)
+    names = {name: getattr(colours, name) for name in ("paper", "ink", "muted", "axis", "grid")}
+    return " ".join(f"--{name}: {value};" for name, value in (names | {"focus": colours.measured.line}).items())
+
+
+def _footer(when: datetime) -> str:
+    versions = [f"mpviz {__version__}", f"Python {platform.python_version()}"]
+    for package in ("torch", "timm", "numpy", "plotly"):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # vendored or unpacked by hand
+            continue
+    return text.escape(f"{when:%Y-%m-%d %H:%M %Z} · " + ", ".join(versions))

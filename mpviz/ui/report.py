@@ -1,0 +1,150 @@
+"""One run as one HTML file: figures that answer the mouse, tables, recipe. Nothing is fetched when it is opened."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpviz.errors import CheckpointError
+from mpviz.files import write_text
+from mpviz.ui import text
+from mpviz.ui._report_page import Content, comparison_rows, page, points
+from mpviz.workbench.sources import spectrum_view
+from mpviz.workbench.views import CurveView
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mpviz.pipeline import RunResult
+    from mpviz.workbench.state import Workbench
+
+__all__ = ["comparison_rows", "report_html", "workbench_html", "write_report"]
+
+
+def report_html(
+    result: RunResult, curve: CurveView | None = None, theme: str = "light", when: datetime | None = None
+) -> str:
+    """The report of a finished run as one HTML page of its own.
+
+    curve: coverage over sparsity; None takes the curve of the run, where it measured one. when: the date in the
+    footer, now when None. Raises MpvizError for an unknown theme.
+    """
+    cert, name, budgets = result.certificate, result.recipe.model.name, result.budgets
+    curve = curve or curve_view(result)
+    note = ""
+    if curve is not None and curve.n_samples != len(cert):
+        # two standard errors of a share of one half: no share scatters more
+        note = (
+            f"The curve is measured on {text.count(curve.n_samples)} of the {text.count(len(cert))} images, which "
+            f"leaves up to about ±{text.significant(100 / curve.n_samples**0.5, 1)} points between it and the numbers "
+            "above."
+        )
+    content = Content(
+        model=name,
+        data=result.recipe.data.name,
+        headline=_headline(budgets, cert.coverage, name),
+        details=(
+            f"On {text.count(len(cert))} {cert.split} images, {text.percent(cert.unchanged)} of the predictions are in "
+            f"fact unchanged, and accuracy goes from {text.percent(cert.dense_accuracy)} to "
+            f"{text.percent(cert.accuracy)} ({points(cert.accuracy - cert.dense_accuracy)}). {_removed(budgets)} "
+            "are gone, without any training afterwards."
+        ),
+        tier=cert.tier,
+        table=result.table,
+        budgets=budgets,
+        views=[spectrum_view(layer) for layer in result.spectra.values()],
+        recipe=result.recipe.to_toml(),
+        comparison=result.comparison,
+        curve=curve,
+        curve_note=note,
+    )
+    return page(content, theme, when or datetime.now().astimezone())
+
+
+def write_report(path: str | Path, result: RunResult, curve: CurveView | None = None, theme: str = "light") -> Path:
+    """Write the report atomically. Raises CheckpointError when that fails; an older file is then as it was."""
+    html = report_html(result, curve, theme)
+    try:
+        write_text(path, html)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the report {path}: {error}; nothing was changed") from error
+    return Path(path)
+
+
+def workbench_html(workbench: Workbench, theme: str = "light", when: datetime | None = None) -> str:
+    """The report of a workbench as it stands: its plan and preview, and before and after where it has pruned."""
+    curve, budgets = workbench.curve, workbench.budgets
+    if curve is not None and (curve.stale or not np.isfinite(curve.coverage).any()):
+        curve = None  # nothing is measured for these budgets yet
+    now = None if curve is None else curve.current
+    if curve is None or now is None or not np.isfinite(now["coverage"]):
+        share = text.percent(_share(budgets))
+        headline, details, tier = f"{workbench.model} with {share} of its weights chosen to go", "", ""
+    else:
+        tier = str(now["tier"])
+        headline = _headline(budgets, now["coverage"], workbench.model)
+        details = (
+            f"On {text.count(curve.n_samples)} {curve.split} images, {text.percent(now['unchanged'])} of the "
+            f"predictions stay the same and {text.percent(now['accuracy'])} are right. "
+        )
+    content = Content(
+        model=workbench.model,
+        data=workbench.data,
+        headline=headline,
+        details=f"{details}{_removed(budgets)} go.",
+        tier=tier,
+        table=workbench.table,
+        budgets=budgets,
+        views=[spectrum_view(layer) for layer in workbench.spectra.values()],
+        recipe=workbench.export_recipe(),
+        comparison=workbench.comparison,
+        caveat="" if _is_current(workbench) else "Pruned with other settings than those of this report.",
+        curve=curve,
+    )
+    return page(content, theme, when or datetime.now().astimezone())
+
+
+def _is_current(workbench: Workbench) -> bool:
+    """False when the sliders have moved since the last pruning."""
+    if workbench.masks is None:
+        return True
+    removed = {name: int((~mask).sum()) for name, mask in workbench.masks.items()}
+    return removed == workbench.budgets["removed"].to_dict()
+
+
+def _share(budgets: pd.DataFrame) -> float:
+    return float(budgets["removed"].sum() / budgets["params"].sum())
+
+
+def _removed(budgets: pd.DataFrame) -> str:
+    return f"{text.count(budgets['removed'].sum())} of {text.count(budgets['params'].sum())} prunable weights"
+
+
+def _headline(budgets: pd.DataFrame, coverage: float, model: str) -> str:
+    return (
+        f"With {text.percent(_share(budgets))} of its weights removed, {text.percent(coverage)} of the predictions of "
+        f"{model} are certified unchanged"
+    )
+
+
+def curve_view(result: RunResult) -> CurveView | None:
+    """The run's own coverage curve as the figure takes it, None when the run measured none."""
+    if result.curve is None or result.curve.empty:
+        return None
+    frame = result.curve.sort_values("sparsity")
+    chosen = frame[np.isclose(frame["sparsity"], result.recipe.budget.sparsity, atol=1e-6)]
+    positions, coverage, unchanged, accuracy = (
+        frame[name].to_numpy(dtype=float) for name in ("sparsity", "coverage", "unchanged", "accuracy")
+    )
+    return CurveView(
+        positions,
+        coverage,
+        unchanged,
+        accuracy,
+        current=None if chosen.empty else {str(name): value for name, value in chosen.iloc[0].items()},
+        n_samples=int(frame["samples"].iloc[0]),
+        split=result.certificate.split,
+    )
