@@ -27,7 +27,7 @@ SCHEDULES = {
     "fashion-mlp": Schedule(learning_rate=0.05, epochs=40, lambda2=5e-5, bfloat16=False, shift=0),
     "fashion-mlp-l1": Schedule(learning_rate=0.05, epochs=40, lambda1=2e-6, lambda2=2e-5, bfloat16=False, shift=0),
     "fashion-resnet": Schedule(learning_rate=0.1, epochs=18, lambda2=2e-4),
-    "fashion-vit": Schedule(optimizer="adam", learning_rate=1e-3, epochs=12, lambda2=2e-6),
+    "fashion-vit": Schedule(optimizer="adam", learning_rate=1e-3, epochs=14, batch=64, lambda2=5e-6, shift=1),
 }
 
 
@@ -48,6 +48,9 @@ def train(name: str, data: Path, out: Path) -> dict:
     schedule = SCHEDULES[name]
     started = time.monotonic()
     model = build(name, seed=schedule.seed)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):  # its bfloat16 backward pass on CPUs takes more than half of a step
+            module.fused_attn = False  # type: ignore[assignment]
     images, labels = _tensors(data, "train")
     history: list[dict] = []
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mpviz.certificates.margins import Certificate
 from mpviz.certificates.preview import Point
 from mpviz.errors import ModelError, MpvizError, nearest
+from mpviz.nets.spectra import LayerSpectrum
 from mpviz.nets.store import save
 from mpviz.pipeline import budget_table, compare_models, plan_weights, prune_and_certify, results_of
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
@@ -93,6 +94,11 @@ class Workbench(param.Parameterized):
     def network(self) -> nn.Module:
         """The dense network. Nothing here changes its weights."""
         return self._subject.network
+
+    @property
+    def spectra(self) -> dict[str, LayerSpectrum]:
+        """Spectrum, fit and spikes of every layer, by parameter name."""
+        return self._subject.spectra
 
     @property
     def layers(self) -> list[str]:
