@@ -52,5 +52,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    shown = ", ".join(sorted(known)[:12])
+    shown = ", ".join(known[:12])
     return f"known: {shown}" + (", …" if len(known) > 12 else "")

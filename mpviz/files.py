@@ -26,11 +26,17 @@ def _folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _settle(path: Path) -> None:
-    """Force a file to disk and give it the rights of an ordinary one: temporary files are private."""
+def _settle(path: Path, place: Path) -> None:
+    """Force a file to disk and give it the rights of the one whose place it takes: temporary files are private."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-    path.chmod(0o644)
+    path.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
 
 
 @contextlib.contextmanager
@@ -47,7 +53,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         try:
             os.close(handle)
             yield temporary
-            _settle(temporary)
+            _settle(temporary, path)
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):
@@ -65,8 +71,10 @@ def write_with(path: str | Path, write: Writer) -> None:
         write(temporary)
 
 
-def write_together(folder: str | Path, writers: Mapping[str, Writer]) -> None:
+def write_together(folder: str | Path, writers: Mapping[str, Writer], gone: Sequence[str] = ()) -> None:
     """Write several files {name: writer} of one folder: all of them take their places, in this order, or none does.
+
+    gone: names that must not be there afterwards, unless they are written.
 
     Everything is written and forced to disk in a temporary folder first. When a file cannot take its place after all,
     those before it give theirs back to the files that were there.
@@ -77,15 +85,19 @@ def write_together(folder: str | Path, writers: Mapping[str, Writer]) -> None:
         try:
             for name, write in writers.items():
                 write(stage / name)
-                _settle(stage / name)
-            _move(stage, folder, list(writers))
+                _settle(stage / name, folder / name)
+            _move(stage, folder, list(writers), [name for name in gone if name not in writers])
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def _move(stage: Path, folder: Path, names: Sequence[str]) -> None:
+def _move(stage: Path, folder: Path, names: Sequence[str], gone: Sequence[str]) -> None:
     moved: list[str] = []
     try:
+        for name in gone:
+            if (folder / name).exists():
+                moved.append(name)
+                os.replace(folder / name, stage / f"{name}.old")
         for name in names:
             if (folder / name).exists():
                 _keep(folder / name, stage / f"{name}.old")

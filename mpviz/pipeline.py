@@ -18,7 +18,7 @@ from mpviz.certificates.preview import POSITIONS, coverage_curve
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, RecipeError, nearest
 from mpviz.files import Writer, write_together
 from mpviz.nets.data import Split, load_data
-from mpviz.nets.forward import logits, masked_copy
+from mpviz.nets.forward import logits, pruned_copy
 from mpviz.nets.spectra import LayerSpectrum, layer_spectra, table_of
 from mpviz.nets.store import load, save
 from mpviz.nets.zoo import load_model
@@ -117,7 +117,7 @@ def prune_and_certify(
         return report
 
     images, labels = split.sample(samples, seed)
-    pruned = masked_copy(model, masks)
+    pruned = pruned_copy(model, masks)
     if dense is None:
         dense = logits(model, images, progress=part(0.0, 0.5, "dense network"), cancelled=cancelled)
         start = 0.5
@@ -259,6 +259,9 @@ def results_of(cert: Certificate, budgets: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+_OPTIONAL = ("curve.csv", "report.html")  # of an earlier run in the same folder: they go with it
+
+
 def write_run(result: RunResult, folder: str | Path, extra: Mapping[str, str] | None = None) -> RunResult:
     """Write a finished run into `folder`: all of its files, or none when one fails.
 
@@ -283,7 +286,7 @@ def write_run(result: RunResult, folder: str | Path, extra: Mapping[str, str] | 
     )
     writers["results.json"] = _text_writer(json.dumps(results, indent=1) + "\n")
     try:
-        write_together(folder, writers)
+        write_together(folder, writers, gone=_OPTIONAL)
     except OSError as error:
         reason = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ else error
         raise CheckpointError(f"cannot write the run into {folder}: {reason}; what was there is unchanged") from error
@@ -314,7 +317,7 @@ def read_run(folder: str | Path) -> RunResult:
         columns = ("labels", "dense_prediction", "pruned_prediction", "margin", "eta", "slack")
         arrays = [samples[name].to_numpy() for name in ("sample", *columns)]
         cert = Certificate(results["tier"], results["split"], *arrays)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} is no whole run folder ({error}); run its recipe again") from error
     return RunResult(
         recipe, spectra, table_of(spectra), budgets, checkpoint.masks, checkpoint.model, cert, comparison, curve,

@@ -150,6 +150,7 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
 
 def checked(recipe: Recipe) -> Recipe:
     """The same recipe. Raises RecipeError for values that no run could use."""
+    _build(Recipe, recipe.to_dict(), "")  # one built in Python may hold values of any type
     if not 0 <= recipe.budget.sparsity < 1:
         raise RecipeError(f"recipe key 'budget.sparsity' must be in [0, 1); got {recipe.budget.sparsity}")
     if recipe.certify.split not in ("test", "calibration"):

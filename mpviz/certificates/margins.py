@@ -17,7 +17,7 @@ from mpviz.nets.forward import logits
 TIERS = ("measured",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Certificate:
     """Per sample, Float64["n"] or Bool["n"], in the order of `indices`.
 
@@ -62,7 +62,8 @@ class Certificate:
     @property
     def unchanged(self) -> float:
         """Share of samples whose prediction is the same; never below the coverage."""
-        return float(1.0 - self.changed.mean())
+        # not 1 − the share of changes: that can round to below the coverage
+        return float((self.dense_prediction == self.pruned_prediction).mean())
 
     @property
     def dense_accuracy(self) -> float:
@@ -144,9 +145,14 @@ def certify(
     measured tier makes none and needs none. samples: take a sample by `seed` instead of the whole split.
     Raises DataError for an empty split or logits that are not finite, MpvizError for unknown tiers.
     """
-    for tier in [tiers] if isinstance(tiers, str) else tiers:
+    tiers = [tiers] if isinstance(tiers, str) else list(tiers)
+    for tier in tiers:
         if tier not in TIERS:
             raise MpvizError(f"unknown tier '{tier}'; {nearest(tier, TIERS)}")
+    if not tiers:
+        raise MpvizError("no tier was asked for; give tiers=('measured',)")
+    if not 0.0 < delta < 1.0:
+        raise MpvizError(f"delta is a probability of failure, between 0 and 1; got {delta}")
     images, labels = split.sample(samples, seed)
     return compare_logits(
         logits(dense, images), logits(pruned, images), labels, split.name, split.indices(samples, seed)

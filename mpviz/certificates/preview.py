@@ -49,12 +49,12 @@ class Preview:
 
     def measure(self, sparsity: float, cancelled: Callable[[], bool] | None = None) -> Point:
         """The measured point at this sparsity; run once, remembered after."""
-        key = round(float(sparsity), 6)
+        key = float(sparsity)
         with self._lock:
             known = self._points.get(key)
         if known is not None:
             return known
-        cert = self.certificate(key, cancelled)
+        cert = self.certificate(float(sparsity), cancelled)
         point = Point(key, cert.coverage, cert.unchanged, cert.accuracy, "measured")
         with self._lock:
             self._points[key] = point
@@ -67,7 +67,7 @@ class Preview:
 
     def at(self, sparsity: float) -> Point | None:
         """Measured where measured; a linear estimate between measured neighbours; None where there are none."""
-        key = round(float(sparsity), 6)
+        key = float(sparsity)
         points = self.points()
         for point in points:
             if point.sparsity == key:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -50,6 +51,26 @@ class ImageArrays(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return self[torch.as_tensor(indices)]
+
+
+class StrictImages(Dataset):
+    """timm's ImageDataset, but an image that cannot be read is an error; timm would take the next one in its place."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.reader = inner, inner.reader
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        try:
+            file, label, *_ = self.reader[index]
+            with file, Image.open(file) as image:
+                pixels = image.convert(self.inner.input_img_mode or "RGB")  # decodes: a damaged file shows here
+        except (OSError, ValueError, SyntaxError) as error:
+            name = self.reader.filename(index, absolute=True)
+            raise DataError(f"cannot read the image {name} ({error}); repair it or take it out") from error
+        return self.inner.transform(pixels), label
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -123,10 +144,11 @@ def load_data(
 ) -> Splits:
     """A data set by name.
 
-    name: "fashion-mnist" (bundled: test 10 000, training 10 000 balanced; all 60 000 from `folder`, where "debian"
-    stands for Debian's package dataset-fashion-mnist), "digits" (8×8, bundled), the path of an image folder (train/
-    and val/ or test/ with a folder a class, or folders of classes alone, split 80/20 by `seed`), or a name that
-    ``timm.data.create_dataset`` knows, such as "torch/cifar10" or "hfds/…", with `folder` as its root.
+    name: "fashion-mnist" (bundled: test 10 000, training 10 000 balanced; all 60 000 when `folder` or Debian's
+    package dataset-fashion-mnist has them; folder="bundled" keeps to the 10 000), "digits" (8×8, bundled), the path
+    of an image folder (train/ and val/ or test/ with a folder a class, or folders of classes alone, split 80/20 by
+    `seed`), or a name that ``timm.data.create_dataset`` knows, such as "torch/cifar10" or "hfds/…", with `folder` as
+    its root.
     model: takes image size and normalisation from it (image folders and timm data sets).
     calibration: how many training images are set aside, at most a tenth for image folders.
     Raises DataError for an unknown name or a missing folder.
@@ -137,6 +159,8 @@ def load_data(
     if name == "fashion-mnist":
         return _fashion_mnist(folder, calibration)
     if name == "digits":
+        if folder is not None:
+            raise DataError(f"the data set 'digits' is bundled and takes no folder; got {folder}")
         return _digits(calibration, seed)
     if folder is None and name and _looks_like_path(name):
         return _image_folder(Path(name).expanduser(), model, calibration, seed)
@@ -180,8 +204,7 @@ def full_fashion_mnist(folder: str | Path | None) -> Path | None:
 
 def _fashion_mnist(folder: str | Path | None, calibration: int) -> Splits:
     bundled = data_root() / "fashion-mnist"
-    # the Debian package is used only when it is asked for by folder="debian": results should not depend on its presence
-    full = None if folder is None else full_fashion_mnist(_DEBIAN if folder == "debian" else folder)
+    full = None if folder == "bundled" else full_fashion_mnist(folder)
     if full is None:
         images, labels = read_idx(bundled / "train10k-images.idx.xz"), read_idx(bundled / "train10k-labels.idx.xz")
         source = "Fashion-MNIST (Zalando, MIT), a balanced 10 000 of the training images and the full test set"
@@ -239,6 +262,8 @@ def _create(name: str, root: Path | str | None, transform: Any, **options: Any) 
         what = f"the data set '{name}'" if name else "the images"
         place = f"at {root}" if root else "without a folder; give the one that holds it"
         raise DataError(f"timm cannot open {what} {place} ({str(error) or type(error).__name__})") from error
+    if isinstance(dataset, timm.data.ImageDataset):
+        dataset = StrictImages(dataset)
     if isinstance(dataset, IterableDataset):
         raise DataError(f"the data set '{name}' is a stream, and samples are drawn by number; use its copy on disk")
     return dataset

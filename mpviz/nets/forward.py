@@ -24,6 +24,8 @@ def masked_parameters(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
         if name not in parameters:
             raise BudgetError(f"the mask '{name}' names no parameter of the model; {nearest(name, parameters)}")
         weight = parameters[name].detach()
+        if not isinstance(mask, Tensor):
+            raise BudgetError(f"the mask of {name} is a {type(mask).__name__}; give a bool tensor, True = kept")
         if mask.shape != weight.shape:
             raise BudgetError(
                 f"the mask of {name} has shape {tuple(mask.shape)}, the parameter {tuple(weight.shape)}; "
@@ -37,7 +39,7 @@ def masked_parameters(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
 
 
 def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
-    """A second module whose masked weights are new tensors and whose other tensors are the model's own.
+    """A second module, for reading only: masked weights are new tensors, the others are the model's own.
 
     Costs the masked weights in memory, nothing else. Swapping tensors in place (``torch.func.functional_call``) would
     disturb other threads that use the model. Raises BudgetError for masks that do not fit.
@@ -51,6 +53,20 @@ def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def pruned_copy(model: nn.Module, masks: Masks) -> nn.Module:
+    """A second module that shares nothing with the model, with the removed weights set to zero.
+
+    Raises BudgetError for masks that do not fit.
+    """
+    replaced = masked_parameters(model, masks)
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in pruned.named_parameters():
+            if name in replaced:
+                parameter.copy_(replaced[name])
+    return pruned
+
+
 def _run(network: nn.Module, x: Tensor) -> object:
     try:
         return network(x)
@@ -58,7 +74,7 @@ def _run(network: nn.Module, x: Tensor) -> object:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:  # what torch and timm raise for shapes that do not fit
         raise ModelError(
-            f"{type(network).__name__} cannot take images of shape {tuple(x.shape[1:])}: {error}; choose data that fit it"
+            f"{type(network).__name__} cannot take images of shape {tuple(x.shape[1:])} ({error}); choose data that fit"
         ) from error
 
 

@@ -61,13 +61,24 @@ def spectrum(weight: Any) -> np.ndarray:
     if bad:
         raise SpectrumError(f"the matrix has {bad} NaN or infinite entries; load the weights again or repair them")
     rows, cols = matrix.shape
+    size = float(matrix.abs().max())
+    scale = size if size > 1e100 or 0 < size < 1e-100 else 1.0  # squares stay inside the range of float64
+    matrix = matrix / scale
     gram = matrix.T @ matrix if cols <= rows else matrix @ matrix.T
     if gram.is_cuda:
         values = torch.linalg.eigvalsh(gram).cpu().numpy()
     else:
         # numpy's eigvalsh holds no interpreter lock and one OpenBLAS thread is enough at these sizes
         values = np.linalg.eigvalsh(gram.numpy())
-    return np.clip(values, 0.0, None) / rows
+    with np.errstate(over="ignore"):
+        return np.clip(values, 0.0, None) / rows * scale * scale
+
+
+def _or_nan(signal: Callable[[np.ndarray], float], eigenvalues: np.ndarray) -> float:
+    try:
+        return signal(eigenvalues)
+    except SpectrumError:  # too few eigenvalues for this signal; the verdict of the fit says why
+        return math.nan
 
 
 def _one_layer(info: LayerInfo, weight: Tensor, level: float, trim: float) -> LayerSpectrum:
@@ -76,15 +87,13 @@ def _one_layer(info: LayerInfo, weight: Tensor, level: float, trim: float) -> La
     except SpectrumError as error:
         raise SpectrumError(f"{info.name}: {error}") from error
     fit = fit_bulk(eigenvalues, shape=(info.rows, info.cols), trim=trim, level=level, strict=False)
-    positive = eigenvalues[eigenvalues > 0]
-    usable = len(positive) >= 4
     return LayerSpectrum(
         info=info,
         eigenvalues=eigenvalues,
         fit=fit,
         spikes=spike_strengths(eigenvalues, fit),
-        alpha=hill_alpha(eigenvalues) if usable else math.nan,
-        stable_rank=stable_rank(eigenvalues) if len(positive) else math.nan,
+        alpha=_or_nan(hill_alpha, eigenvalues),
+        stable_rank=_or_nan(stable_rank, eigenvalues),
     )
 
 
@@ -170,7 +179,8 @@ def analyze(
     Columns: role, kind, rows (N), cols (M), aspect (M/N), params, prunable, why (not prunable); variance σ̂²,
     lambda_minus, lambda_plus and threshold on the scale of X = WᵀW/N; sigma_plus = √(N λ₊) on the scale of singular
     values; fit_error (largest CDF gap over the central window), mp_like, verdict; bulk_fraction over min(N, M),
-    n_spikes, Hill alpha, stable_rank. Layers too small for a fit keep their row, with NaN and the reason.
+    n_spikes, Hill alpha, stable_rank. With k spikes the edges are those of the bulk that is left, a (N−k) × (M−k)
+    block: below σ̂²(1+√c)² when k is large. Layers too small for a fit keep their row, with NaN and the reason.
     Raises ModelError for unknown layers or a model without matrices, SpectrumError for NaN or infinite weights.
     """
     return table_of(layer_spectra(model, layers, device, progress=progress))

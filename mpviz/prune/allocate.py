@@ -45,10 +45,11 @@ def _standardised(signal: pd.Series) -> pd.Series:
     return ((signal - finite.mean()) / spread).fillna(0.0)
 
 
-def _check_names(names: Iterable[str], known: Iterable[str], what: str) -> list[str]:
+def layer_names(names: Iterable[str], known: Iterable[str], what: str) -> list[str]:
+    """The full parameter names of `names`. Raises BudgetError for one that is not known."""
     known = list(known)
     checked = []
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         full = name if name in known else f"{name}.weight"
         if full not in known:
             raise BudgetError(f"unknown {what} '{name}'; {nearest(name, known)}")
@@ -81,7 +82,7 @@ def allocate(
         raise BudgetError("the table has no prunable layer; there is nothing to allocate")
     betas = prunable["role"].map(_betas(prunable["role"], beta, beta_by_role))
     weights = (1.0 + betas * decay(sparsity, decay_end) * _standardised(prunable[signal])).clip(lower=MIN_WEIGHT)
-    weights.loc[_check_names(locked, weights.index, "locked layer")] = 0.0
+    weights.loc[layer_names(locked, weights.index, "locked layer")] = 0.0
     return weights.astype(float).rename("weight")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -131,20 +132,34 @@ def magnitude_masks(
     return ranking.masks(ranking.counts(sparsity, weights))
 
 
+# what is on each model, the latest last
+_applied: WeakKeyDictionary[nn.Module, list[AppliedMasks]] = WeakKeyDictionary()
+
+
 class AppliedMasks:
     """Masks that are on a model; leaving the `with` block or `.remove()` brings every removed weight back."""
 
     def __init__(self, model: nn.Module, dense: dict[str, Tensor]) -> None:
         self.model = model
         self._dense = dense
+        self._on = True
+        _applied.setdefault(model, []).append(self)
 
     @torch.no_grad()
     def remove(self) -> None:
-        """Restore the weights as they were, bit by bit. A second call does nothing."""
+        """Restore the weights as they were, bit by bit. A second call does nothing.
+
+        Raises BudgetError when other masks were put on later: they must come off first.
+        """
+        if not self._on:
+            return
+        if _applied[self.model][-1] is not self:
+            raise BudgetError("other masks were put on this model later; take those off first")
+        _applied[self.model].pop()
         parameters = dict(self.model.named_parameters())
         for name, values in self._dense.items():
             parameters[name].copy_(values)
-        self._dense = {}
+        self._dense, self._on = {}, False
 
     def __enter__(self) -> nn.Module:
         return self.model

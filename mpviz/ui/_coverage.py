@@ -44,7 +44,7 @@ def coverage(curve: CurveView | None, theme: str = "light", draggable: bool = Fa
     base["margin"]["r"] = 84
     percent_axis: Json = {"range": [0, 102], "tick0": 0, "dtick": 25, "fixedrange": True}
     base |= {
-        "xaxis": axis(theme, "sparsity, % of the weights removed", grid=False, ticks="outside",
+        "xaxis": axis(theme, "sparsity, % of prunable weights removed", grid=False, ticks="outside",
                       **(percent_axis | {"range": [0, 100]})),
         "yaxis": axis(theme, "predictions, %", **percent_axis),
         "dragmode": False,

@@ -158,7 +158,8 @@ def _lines(view: SpectrumView, scale: str, theme: str) -> tuple[list[Json], list
     edge_name = "σ₊" if scale == "singular" else "λ₊"
     kinds = [
         (colours.edge, "dash", "right", -5, f"MP edge {edge_name} = {text.significant(places[0])}",
-         "Marchenko–Pastur edge: λ₊ = σ²(1 + √c)², σ₊ = √(N λ₊)<br>Marchenko & Pastur (1967)"),
+         "Marchenko–Pastur edge: λ₊ = σ²(1 + √c)² of the block<br>that the spikes leave, σ₊ = √(N λ₊)<br>"
+         "Marchenko & Pastur (1967)"),
         (colours.threshold, "solid", "left", 5, f"Tracy–Widom threshold {text.significant(places[1])}",
          "T₊ = σ²(μ + t·s)/N: pure noise stays below it<br>Johnstone (2001), Ma (2012)"),
     ]  # fmt: skip

@@ -84,7 +84,7 @@ def bins_of(view: SpectrumView, scale: str) -> Bins:
     index = np.where(is_spike, np.maximum(index, 0), np.clip(index, -n_bins, -1))
     numbers, counts = np.unique(index, return_counts=True)
     density = counts / (len(values) * width)
-    return Bins(border + numbers * width, density, counts, numbers >= 0, float(width))
+    return Bins((border + numbers * width).astype(np.float64), density, counts, numbers >= 0, float(width))
 
 
 def _bulk_range(view: SpectrumView, plotted: Floats, scale: str) -> tuple[float, float]:

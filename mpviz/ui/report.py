@@ -82,7 +82,7 @@ def workbench_html(workbench: Workbench, theme: str = "light", when: datetime | 
     now = None if curve is None else curve.current
     if curve is None or now is None or not np.isfinite(now["coverage"]):
         share = text.percent(_share(budgets))
-        headline, details, tier = f"{workbench.model} with {share} of its weights chosen to go", "", ""
+        headline, details, tier = f"{workbench.model} with {share} of its prunable weights chosen to go", "", ""
     else:
         tier = str(now["tier"])
         headline = _headline(budgets, now["coverage"], workbench.model)
@@ -125,7 +125,8 @@ def _removed(budgets: pd.DataFrame) -> str:
 
 def _headline(budgets: pd.DataFrame, coverage: float, model: str) -> str:
     return (
-        f"With {text.percent(_share(budgets))} of its weights removed, {text.percent(coverage)} of the predictions of "
+        f"With {text.percent(_share(budgets))} of its prunable weights removed, {text.percent(coverage)} "
+        "of the predictions of "
         f"{model} are certified unchanged"
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -108,6 +110,9 @@ class Loop:
         return self._idle.wait(timeout)
 
     def _run(self) -> None:
+        # sliders come first; other systems have no priority of a single thread
+        with contextlib.suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
         while not self._closed.is_set():
             self._wake.wait()
             self._wake.clear()

@@ -155,8 +155,7 @@ class Measurer:
         if preview is None or aim is None:
             return False
         known = {point.sparsity for point in preview.points()}
-        wanted = round(aim.sparsity, 6)
-        todo = [s for s in (wanted, *ORDER) if s not in known and s <= aim.limit]
+        todo = [s for s in (aim.sparsity, *ORDER) if s not in known and s <= aim.limit]
         if not todo:
             return False
         try:

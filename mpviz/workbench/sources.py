@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
+from mpviz.errors import ModelError
 from mpviz.nets.data import Splits, load_data
 from mpviz.nets.spectra import LayerSpectrum, layer_spectra, table_of
 from mpviz.nets.zoo import load_model
@@ -27,6 +28,7 @@ class Subject:
     spectra: dict[str, LayerSpectrum]
     table: pd.DataFrame
     ranking: Ranking
+    loadable: bool = True
 
 
 _shared: dict[str, Subject] = {}
@@ -37,7 +39,11 @@ _lock = threading.Lock()
 def open_subject(model: str | Path | nn.Module, job: Job | None = None) -> Subject:
     """Load and analyse a network; one named by a string is shared by all sessions of this process."""
     if isinstance(model, nn.Module):
-        return _analysed(type(model).__name__, model.eval(), job)
+        if model.training:
+            raise ModelError(
+                f"{type(model).__name__} is in training mode, its outputs depend on the batch; call .eval()"
+            )
+        return replace(_analysed(type(model).__name__, model, job), loadable=False)
     name = str(model)
     with _lock:
         known = _shared.get(name)

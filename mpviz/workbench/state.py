@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,17 +21,21 @@ from mpviz.errors import ModelError, MpvizError, nearest
 from mpviz.nets.spectra import LayerSpectrum
 from mpviz.nets.store import save
 from mpviz.pipeline import budget_table, compare_models, plan_weights, prune_and_certify, results_of
+from mpviz.prune.allocate import layer_names
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
 from mpviz.workbench.jobs import Job, sentence
-from mpviz.workbench.measure import EMPTY_CURVE, Aim, Measurer, Samples, open_samples
+from mpviz.workbench.measure import Aim, Measurer, Samples, open_samples
+from mpviz.workbench.settings import PLAN, Settings
 from mpviz.workbench.sources import Subject, open_data, open_subject, spectrum_view
 from mpviz.workbench.views import JobStatus
 
-_PLAN = ("sparsity", "signal", "beta", "decay_end", "beta_attention", "beta_mlp", "locked")
-EMPTY = JobStatus("", "idle", 0.0, "")
+
+def _telling(subject: Subject) -> str:
+    """The first of the prunable layers with most eigenvalues: there the law is seen best."""
+    return max(subject.ranking.names, key=lambda name: len(subject.spectra[name].eigenvalues))
 
 
-class Workbench(param.Parameterized):
+class Workbench(Settings):
     """One network, one data set, one plan; every face shows and edits this.
 
     >>> wb = Workbench("fashion-mlp")             # doctest: +SKIP
@@ -41,30 +46,6 @@ class Workbench(param.Parameterized):
     Raises the errors of those two. All methods may be called from any thread.
     """
 
-    model = param.String("fashion-vit", doc="name of the network that is loaded", constant=True)
-    data = param.String("fashion-mnist", doc="name of the data set", constant=True)
-    layer = param.String("", doc="parameter name of the layer in view")
-    sparsity = param.Number(0.5, bounds=(0.0, 0.99), doc="share of prunable weights removed")
-    signal = param.Selector(default="sigma_plus", objects=["sigma_plus", "alpha"], doc="what tells layers apart")
-    beta = param.Number(1.25, bounds=(0.0, 3.0), doc="β: how strongly the signal counts")
-    decay_end = param.Number(0.7, bounds=(0.05, 1.0), doc="s_d: sparsity at which the signal stops to count")
-    beta_attention = param.Number(None, bounds=(0.0, 3.0), allow_None=True, doc="β of attention layers, None = β")
-    beta_mlp = param.Number(None, bounds=(0.0, 3.0), allow_None=True, doc="β of MLP layers, None = β")
-    locked = param.List([], item_type=str, doc="layers that lose nothing")
-    split = param.Selector(default="test", objects=["test", "calibration"], doc="samples that are measured")
-    samples = param.Integer(1000, bounds=(1, None), doc="how many of them the preview uses")
-    scale = param.Selector(default="singular", objects=["eigenvalue", "singular"], doc="axis of the spectrum")
-    log_y = param.Boolean(False, doc="logarithmic density")
-
-    table = param.DataFrame(None, doc="of mp.analyze")
-    budgets = param.DataFrame(None, doc="one row a prunable layer")
-    spectrum = param.Parameter(None, doc="SpectrumView of the layer in view")
-    curve = param.Parameter(EMPTY_CURVE, doc="CurveView: coverage over sparsity")
-    comparison = param.DataFrame(None, doc="before and after the last finished pruning")
-    job = param.Parameter(EMPTY, doc="JobStatus")
-    error = param.String("", doc="what went wrong, as a sentence; empty when all is well")
-    info = param.Dict({}, doc="device, versions, dense accuracy")
-
     def __init__(
         self,
         model: str | Path | nn.Module = "fashion-vit",
@@ -73,8 +54,12 @@ class Workbench(param.Parameterized):
         **settings: Any,
     ) -> None:
         subject = open_subject(model)
+        if settings.get("layer"):
+            settings["layer"] = layer_names([settings["layer"]], subject.spectra, "layer")[0]
+        settings["locked"] = layer_names(settings.get("locked", ()), subject.ranking.names, "locked layer")
         splits = open_data(data, folder, subject.network)
         self._lock = threading.RLock()
+        self._valid: dict[str, Any] = {}
         self._folder = folder
         self._job: Job | None = None
         self._described: Samples | None = None
@@ -84,9 +69,14 @@ class Workbench(param.Parameterized):
         self.pruned: nn.Module | None = None
         super().__init__(**settings)
         self._adopt(subject, data, splits)
-        self.param.watch(self._plan, list(_PLAN))
+        self.param.watch(self._plan, list(PLAN))
         self.param.watch(self._on_layer, ["layer"])
         self.param.watch(self._on_samples, ["split", "samples"])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # param's batches are not thread-safe: two that overlap leave it batching for ever
+        with self.__dict__.get("_lock") or contextlib.nullcontext():
+            super().__setattr__(name, value)
 
     # --- what is loaded -------------------------------------------------------------------------------------------
 
@@ -107,6 +97,8 @@ class Workbench(param.Parameterized):
 
     def open(self, model: str | Path | nn.Module, data: str | None = None, folder: str | None = None) -> Job:
         """Load another network (and data set) in the background; on an error everything stays as it is."""
+        if data is None and folder is None:
+            folder = self._folder
 
         def load(job: Job) -> None:
             job.tell(0.0, f"loading {model if isinstance(model, (str, Path)) else type(model).__name__}")
@@ -134,7 +126,7 @@ class Workbench(param.Parameterized):
                     table=subject.table,
                     comparison=None,
                     error="",
-                    layer=self.layer if self.layer in subject.spectra else prunable[0],
+                    layer=self.layer if self.layer in subject.spectra else _telling(subject),
                 )
             self.spectrum = spectrum_view(subject.spectra[self.layer])
         self._plan()
@@ -143,9 +135,12 @@ class Workbench(param.Parameterized):
 
     def select(self, layer: str) -> None:
         """Show another layer. Raises ModelError for an unknown one, with the nearest."""
+        self._known(layer)
+        self.layer = layer
+
+    def _known(self, layer: str) -> None:
         if layer not in self._subject.spectra:
             raise ModelError(f"unknown layer '{layer}'; {nearest(layer, self.layers)}")
-        self.layer = layer
 
     def next_layer(self) -> None:
         """Show the next layer; after the last comes the first."""
@@ -182,7 +177,14 @@ class Workbench(param.Parameterized):
 
     @property
     def recipe(self) -> Recipe:
-        """The whole plan; `mp.run(wb.recipe)` does headless what Prune does here."""
+        """The whole plan; `mp.run(wb.recipe)` does headless what Prune does here.
+
+        Raises ModelError for a network that was given as a module: a recipe names what it loads.
+        """
+        if not self._subject.loadable:
+            raise ModelError(
+                f"{self.model} was given as a module, but a recipe names its network; mp.save it and open the file"
+            )
         return Recipe(
             model=ModelPlan(name=self.model),
             data=DataPlan(name=self.data, folder=self._folder or ""),
@@ -205,8 +207,10 @@ class Workbench(param.Parameterized):
             try:
                 weights, counts = self._counts(plan.sparsity, plan, subject)
             except MpvizError as error:
+                self.param.update(**self._valid)  # back to the last plan that is possible
                 self.error = sentence(error)
                 return
+            self._valid = {name: getattr(self, name) for name in PLAN}
             budgets = budget_table(subject.table, weights, counts)
             unlocked = 1.0 - float(budgets["params"][budgets["locked"]].sum()) / subject.ranking.total
             self._measurer.aim(
@@ -247,10 +251,11 @@ class Workbench(param.Parameterized):
 
     def _measured(self) -> None:
         samples = self._measurer.samples()
-        outputs: dict[str, Any] = {"curve": self._measurer.curve()}
-        if samples is not self._described:
-            self._described, outputs["info"] = samples, self._describe(samples)
-        self._set(**outputs)
+        with self._lock:  # or a slower thread could put an older curve over a newer one
+            outputs: dict[str, Any] = {"curve": self._measurer.curve()}
+            if samples is not self._described and samples.network is self.network:
+                self._described, outputs["info"] = samples, self._describe(samples)
+            self.param.update(**outputs)
 
     def _describe(self, samples: Samples) -> dict[str, Any]:
         device = next(self.network.parameters()).device
@@ -265,8 +270,9 @@ class Workbench(param.Parameterized):
 
     def prune(self) -> Job:
         """Prune a copy by the present plan and measure it on the whole split, in the background."""
-        plan, recipe = self.plan, self.recipe
-        subject, split = self._subject, getattr(self._splits, self.split)
+        plan, subject = self.plan, self._subject
+        recipe = self.recipe.to_dict() if subject.loadable else None
+        split = getattr(self._splits, self.split)
 
         def work(job: Job) -> None:
             job.tell(0.0, "choosing the weights to remove")
@@ -296,7 +302,7 @@ class Workbench(param.Parameterized):
                 raise ModelError("nothing is pruned yet; call prune() and wait for it before saving")
             pruned, masks, recipe = self.pruned, self.masks, self._pruned_recipe
             results = results_of(self.certificate, self._pruned_budgets)
-        return save(path, pruned, masks, recipe=recipe.to_dict(), results=results)
+        return save(path, pruned, masks, recipe=recipe, results=results)
 
     def cancel(self) -> None:
         """Ask the running job to stop; what was there before it stays."""
@@ -314,11 +320,11 @@ class Workbench(param.Parameterized):
 
     def _run(self, name: str, work: Callable[[Job], None]) -> Job:
         with self._lock:
-            if self._job is not None and self.job.state == "running":
-                raise MpvizError(f"a job is running already ({self.job.name}); cancel it or wait for it")
-            self._job = Job(name, work, self._on_status)
-        self._set(error="")
-        return self._job.start()
+            if self._job is not None and self._job.status.busy:
+                raise MpvizError(f"a job is running already ({self._job.name}); cancel it or wait for it")
+            self._job = job = Job(name, work, self._on_status)
+            self.error = ""
+        return job.start()
 
     def _on_status(self, status: JobStatus) -> None:
         if status.state == "failed":
@@ -327,11 +333,12 @@ class Workbench(param.Parameterized):
             self._set(job=status)
 
     def change(self, **settings: Any) -> None:
-        """Set several settings as one step; the plan is worked out once."""
+        """Set several settings as one step; the plan is worked out once. Raises ModelError for an unknown layer."""
+        if "layer" in settings:
+            self._known(settings["layer"])
         self._set(**settings)
 
     def _set(self, **outputs: Any) -> None:
-        # param's batches are not thread-safe: two that overlap leave it batching for ever
         with self._lock:
             self.param.update(**outputs)
 

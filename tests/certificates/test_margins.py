@@ -122,3 +122,20 @@ def test_curve_positions_progress_and_cancel(preview):
     assert all(p.tier == "measured" and p.coverage <= p.unchanged for p in points)
     with pytest.raises(Cancelled):
         coverage_curve(preview.model, preview.images, preview.labels, preview.masks_at, cancelled=lambda: True)
+
+
+@pytest.mark.parametrize("n", [10, 100, 1000])
+def test_no_rounding_puts_coverage_above_the_share_unchanged(n):
+    for certified in range(n + 1):
+        dense = torch.tensor([[1.0, 0.0]]).repeat(n, 1)
+        pruned = dense.clone()
+        pruned[certified:] = torch.tensor([0.0, 1.0])
+        cert = compare_logits(dense, pruned, torch.zeros(n, dtype=torch.long))
+        assert cert.coverage == cert.unchanged == certified / n
+
+
+@pytest.mark.parametrize("arguments", [{"tiers": ()}, {"delta": float("nan")}, {"delta": 1.0}])
+def test_certify_refuses_no_tier_and_no_probability(arguments):
+    model = mp.load_model("fashion-mlp")
+    with pytest.raises(MpvizError):
+        mp.certify(model, model, mp.load_data("digits").test, **arguments)

@@ -21,7 +21,7 @@ from mpviz.nets.timm_import import import_timm
 
 @pytest.fixture(scope="module")
 def fashion():
-    return mp.load_data("fashion-mnist")
+    return mp.load_data("fashion-mnist", folder="bundled")
 
 
 def labels_of(split: Split) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_an_empty_split_says_so():
 @pytest.mark.parametrize("calibration", [0, -1, 5, 10_000])
 def test_a_calibration_split_that_cannot_be_set_aside(calibration):
     with pytest.raises(DataError, match="calibration"):
-        mp.load_data("fashion-mnist", calibration=calibration)
+        mp.load_data("fashion-mnist", folder="bundled", calibration=calibration)
 
 
 # --- all of Fashion-MNIST from a folder -----------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_bundled_data_that_are_missing(tmp_path, monkeypatch):
             mp.load_data(name)
     (tmp_path / "fashion-mnist").mkdir()
     with pytest.raises(DataError, match="no data file at"):
-        mp.load_data("fashion-mnist")
+        mp.load_data("fashion-mnist", folder="bundled")
 
 
 # --- broken IDX files -----------------------------------------------------------------------------------------------
@@ -302,3 +302,30 @@ def test_a_stream_is_refused(monkeypatch):
 def test_an_unknown_name_suggests_the_nearest(name, near):
     with pytest.raises(DataError, match=f"unknown data set '{name}'; .*{near}.*folder of images"):
         mp.load_data(name)
+
+
+def test_a_broken_image_is_an_error_not_its_neighbour(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(tmp_path / name / f"{i}.png")
+    splits = mp.load_data(str(tmp_path))
+    assert len(splits.train) + len(splits.calibration) + len(splits.test) == 20
+    for file in (tmp_path / "a").iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"cannot read the image .*\.png"):
+        splits.train.sample()
+
+
+def test_debian_s_package_is_used_when_it_is_there(tmp_path, monkeypatch):
+    import mpviz.nets.data as module
+
+    monkeypatch.setattr(module, "_DEBIAN", tmp_path)
+    assert len(mp.load_data("fashion-mnist").train) == 9000
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 120)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels)
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", np.zeros((1200, 28, 28), np.uint8))
+    assert len(mp.load_data("fashion-mnist").train) == 200
+    assert len(mp.load_data("fashion-mnist", folder="bundled").train) == 9000
+    with pytest.raises(DataError, match="takes no folder"):
+        mp.load_data("digits", folder=tmp_path)

@@ -89,3 +89,25 @@ def test_progress_and_cancel():
     assert len({name for _, name in told}) == 26
     with pytest.raises(Cancelled):
         layer_spectra(model, cancelled=lambda: True)
+
+
+def test_a_layer_of_rank_one_keeps_its_row():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))
+    nn.init.constant_(model[0].weight, 0.01)
+    table = mp.analyze(model)
+    assert "low rank" in table.loc["0.weight", "verdict"] and math.isnan(table.loc["0.weight", "alpha"])
+    assert table.loc["1.weight", "mp_like"]
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e130])
+def test_extreme_scales_do_not_overflow_on_the_way(size):
+    weight = np.random.default_rng(0).normal(size=(40, 30))
+    expected = mp.spectrum(weight) * size * size
+    np.testing.assert_allclose(mp.spectrum(weight * size), expected, rtol=1e-9)
+
+
+def test_edges_are_those_of_the_block_that_the_spikes_leave():
+    table = mp.analyze(mp.load_model("fashion-mlp"))
+    for _, row in table.query("prunable").iterrows():
+        full = row["variance"] * (1 + math.sqrt(row["aspect"])) ** 2
+        assert row["lambda_plus"] < full and row["n_spikes"] > 50

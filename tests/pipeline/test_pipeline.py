@@ -315,3 +315,16 @@ def test_an_interrupt_while_writing_leaves_the_old_run(result, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         write_run(result, tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_second_run_leaves_nothing_of_the_first_behind(tmp_path):
+    plan = Recipe(model=ModelPlan("fashion-mlp"), certify=CertifyPlan(samples=50))
+    mp.run(plan, out=tmp_path, curve_samples=20)
+    (tmp_path / "report.html").write_text("of the first run")
+    assert read_run(tmp_path).curve is not None
+    mp.run(plan, out=tmp_path)
+    assert read_run(tmp_path).curve is None and not (tmp_path / "report.html").exists()
+    for damage in ("[]", "null"):
+        (tmp_path / "results.json").write_text(damage)
+        with pytest.raises(CheckpointError, match="no whole run folder"):
+            read_run(tmp_path)

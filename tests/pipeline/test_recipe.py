@@ -130,7 +130,7 @@ def test_an_empty_recipe_is_the_default_one():
     [
         ("[budget]\nsparsty = 0.5", "budget.sparsty", "sparsity"),
         ("[budgets]\nsparsity = 0.5", "budgets", "budget"),
-        ("sparsity = 0.5", "sparsity", "known: budget, certify, data, model"),
+        ("sparsity = 0.5", "sparsity", "known: model, data, budget, certify"),
         ("[model]\npre_trained = true", "model.pre_trained", "pretrained"),
         ("[certify]\nsample = 9", "certify.sample", "samples"),
         ("[budget]\nbeta_by_rolle = {mlp = 2}", "budget.beta_by_rolle", "beta_by_role"),

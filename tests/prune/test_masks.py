@@ -87,7 +87,7 @@ def test_layers_are_cut_at_q_times_w():
     weights = mp.allocate(mp.analyze(model), 0.5)
     masks = mp.magnitude_masks(model, 0.5, weights)
     parameters = dict(model.named_parameters())
-    cuts = [float(parameters[n].abs()[~m].max()) / weights[n] for n, m in masks.items() if not m.all()]
+    cuts = [float(parameters[n].detach().abs()[~m].max()) / weights[n] for n, m in masks.items() if not m.all()]
     assert max(cuts) == pytest.approx(min(cuts), rel=2e-2)
 
 
@@ -129,3 +129,15 @@ def test_impossible_weights_and_models():
         mp.magnitude_masks(model, 0.5)
     with pytest.raises(BudgetError, match="no prunable layer"):
         mp.magnitude_masks(nn.Sequential(nn.Linear(4, 2)), 0.5)
+
+
+def test_masks_come_off_in_the_order_they_went_on():
+    model = small_model(3)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    outer = mp.apply_masks(model, mp.magnitude_masks(model, 0.3))
+    inner = mp.apply_masks(model, mp.magnitude_masks(model, 0.6))
+    with pytest.raises(BudgetError, match="put on this model later"):
+        outer.remove()
+    inner.remove()
+    outer.remove()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

@@ -107,7 +107,7 @@ def test_the_page_is_whole_by_itself(html, page_of):
 def test_the_headline_and_the_table_say_what_was_measured(result, html, page_of):
     cert = result.certificate
     headline = page_of.all("h1") + page_of.all("span")
-    assert "With 55\u202f% of its weights removed" in page_of.all("h1") and "fashion-mlp" in headline
+    assert "With 55\u202f% of its prunable weights removed" in page_of.all("h1") and "fashion-mlp" in headline
     assert text.percent(cert.coverage) in page_of.all("h1")
     words = page_of.all("td") + page_of.all("p")
     for value in (cert.unchanged, cert.dense_accuracy, cert.accuracy):
@@ -244,7 +244,7 @@ def hostile():
 def test_a_workbench_has_a_report_before_and_after_pruning(hostile):
     before = Reader(workbench_html(hostile, when=WHEN))
     assert "Prune to see the network before and after." in before.all("p")
-    assert "Net" in before.all("h1") + before.all("span") and "of its weights chosen to go" in before.all("h1")
+    assert "Net" in before.all("h1") + before.all("span") and "of its prunable weights chosen to go" in before.all("h1")
     assert hostile.preview.tier == "measured"
     hostile.prune().wait(60)
     page = workbench_html(hostile, when=WHEN)

@@ -1,5 +1,6 @@
 """The state without a screen: sliders, background measuring, pruning, cancelling, errors."""
 
+import sys
 import threading
 import time
 
@@ -188,8 +189,7 @@ def test_layers_are_walked_in_a_circle(wb):
 
 
 def test_a_locked_family_is_measured_only_where_it_is_possible(wb):
-    wb.locked = ["features.fc1.weight"]
-    wb.sparsity = 0.2
+    wb.change(sparsity=0.2, locked=["features.fc1.weight"])
     wb.start_preview()
     assert wb.wait_preview(60) and wb.error == ""
     possible = wb.curve.positions <= 262144 / 663552
@@ -225,3 +225,90 @@ def test_a_failing_job_says_its_error():
     assert status.state == "failed" and "ZeroDivisionError" in status.message
     refused = Job("work", lambda job: (_ for _ in ()).throw(BudgetError("too much")), seen.append).start().wait(10)
     assert refused.message == "too much"
+
+
+def test_a_pruned_model_shares_nothing_with_the_dense_one(wb):
+    assert wb.prune().wait(120).state == "done"
+    dense = {t.data_ptr() for t in wb.network.state_dict().values()}
+    assert not dense & {t.data_ptr() for t in wb.pruned.state_dict().values()}
+
+
+def test_names_given_at_the_start_count_or_are_refused():
+    bench = mp.Workbench("fashion-mlp", sparsity=0.2, locked=["features.fc1"], layer="features.fc2.weight")
+    assert bench.layer == "features.fc2.weight" and bench.locked == ["features.fc1.weight"]
+    assert bench.budgets.loc["features.fc1.weight", "removed"] == 0
+    bench.close()
+    for wrong in ({"locked": ["nope"]}, {"layer": "nope"}):
+        with pytest.raises(MpvizError, match="unknown"):
+            mp.Workbench("fashion-mlp", **wrong)
+
+
+def test_a_refused_plan_is_taken_back(wb):
+    wb.change(sparsity=0.2, locked=["features.fc1.weight"])
+    wb.sparsity = 0.95
+    assert wb.sparsity == 0.2 and "unlock a layer" in wb.error
+    wb.locked = ["nope"]
+    assert wb.locked == ["features.fc1.weight"] and "unknown locked layer" in wb.error
+    with pytest.raises(MpvizError, match="unknown layer"):
+        wb.change(layer="nope", sparsity=0.1)
+    assert wb.sparsity == 0.2 and wb.plan.sparsity == 0.2
+
+
+def test_a_module_in_hand_has_no_recipe_and_is_not_changed():
+    with pytest.raises(MpvizError, match="training mode"):
+        mp.Workbench(Slow().train())
+    bench = mp.Workbench(Slow().eval())
+    with pytest.raises(MpvizError, match=r"mp\.save it"):
+        bench.export_recipe()
+    bench.close()
+
+
+def test_opening_another_model_keeps_the_data_folder():
+    bench = mp.Workbench("fashion-mlp", folder="bundled", samples=50)
+    assert bench.open("fashion-mlp-l1").wait(60).state == "done"
+    assert bench.recipe.data.folder == "bundled"
+    bench.close()
+
+
+def test_one_job_at_a_time_however_they_start():
+    bench = mp.Workbench(Slow().eval(), samples=50)
+    jobs, refused = [], []
+
+    def start():
+        try:
+            jobs.append(bench.prune())
+        except MpvizError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    bench.cancel()
+    assert len(jobs) == 1 and len(refused) == 5
+    assert jobs[0].wait(20).state == "cancelled"
+    bench.close()
+
+
+def test_sliders_and_reports_at_once_never_freeze_the_state(wb):
+    interval, done = sys.getswitchinterval(), threading.Event()
+    sys.setswitchinterval(1e-5)
+
+    def report():
+        while not done.is_set():
+            wb._set(error="", info={"at": time.monotonic()})
+
+    threads = [threading.Thread(target=report) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for i in range(150):
+            wb.sparsity = 0.1 + 0.005 * (i % 100)
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join(20)
+    wb.sparsity = 0.777
+    assert wb.budgets["removed"].sum() == round(0.777 * wb.budgets["params"].sum())
