@@ -15,6 +15,7 @@ import torch
 import mpviz as mp
 from mpviz.certificates.margins import compare_logits
 from mpviz.nets.forward import logits
+from mpviz.nets.zoo import bundled_names
 from mpviz.prune.masks import Ranking
 
 OUT = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "sparsity.json"
@@ -45,7 +46,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "mpviz": mp.__version__},
-        "rows": [row for name in ("fashion-mlp", "fashion-mlp-l1", "fashion-vit", "fashion-resnet") for row in measure(name)],
+        "rows": [row for name in bundled_names() for row in measure(name)],
     }
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,54 @@
+"""The README's tables, made from committed files: ``python tests/benchmarks/readme_tables.py`` writes them in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("fashion-mlp", "fashion-mlp-l1", "fashion-vit", "fashion-resnet")
+
+
+def sparsity_table() -> str:
+    """Accuracy after pruning, and the certified share, by network and sparsity."""
+    rows = json.loads((ROOT / "data/benchmarks/sparsity.json").read_text())["rows"]
+    cells = {(row["model"], row["method"], row["sparsity"]): row for row in rows}
+    levels = sorted({row["sparsity"] for row in rows})
+    head = "| accuracy % (certified %) | dense | " + " | ".join(f"{s:.0%}" for s in levels) + " |"
+    lines = [head, "| --- " * (len(levels) + 2) + "|"]
+    for name in NAMES:
+        for method in ("magnitude", "SEB"):
+            found = [cells[name, method, s] for s in levels]
+            shown = " | ".join(f"{100 * r['accuracy']:.2f} ({100 * r['certified']:.1f})" for r in found)
+            lines.append(f"| {name}, {method} | {100 * found[0]['dense_accuracy']:.2f} | {shown} |")
+    return "\n".join(lines)
+
+
+def models_table() -> str:
+    """What each bundled network is and how good it is."""
+    lines = ["| network | parameters | test accuracy | λ₁ | λ₂ | optimiser, epochs |", "| --- " * 6 + "|"]
+    for name in NAMES:
+        card = json.loads((ROOT / f"data/models/{name}.json").read_text())
+        recipe = card["recipe"]
+        lines.append(
+            f"| `{name}` | {card['parameters']:,} | {100 * card['test_accuracy']:.2f} % | {recipe['lambda1']:g} | "
+            f"{recipe['lambda2']:g} | {recipe['optimizer']}, {recipe['epochs']} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"sparsity": sparsity_table, "models": models_table}
+
+
+def filled(text: str) -> str:
+    """The README's text with every table written anew."""
+    for key, make in TABLES.items():
+        pattern = rf"(<!-- table:{key} -->\n).*?(<!-- /table:{key} -->)"
+        text = re.sub(pattern, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
