@@ -1,0 +1,130 @@
+"""The dashboard: the Workbench in a browser, served by panel.
+
+`serve()` and ``python -m mpviz.ui.dashboard`` serve it; ``panel serve mpviz/ui/dashboard.py`` works as well. Nothing on
+the page comes from another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import threading
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import panel as pn
+from bokeh.settings import settings
+
+from mpviz.errors import MpvizError
+from mpviz.ui.dashboard_session import Report, Session
+from mpviz.ui.dashboard_words import page_css, read_page_file
+
+TITLE = "mpviz"
+LOCAL_FILES = "static/extensions/panel/"
+UNUSED_SECONDS = 20  # without a browser, before a session and its background work end
+
+
+def app(
+    model: str = "fashion-vit", data: str = "fashion-mnist", folder: str | None = None, report: Report | None = None
+) -> pn.Template:
+    """The page of one browser session; `.servable()` puts it on a server. The network is loaded in the background.
+
+    report: makes the HTML of a report from the Workbench, behind a button; without it there is no such button.
+    """
+    pn.extension("plotly")
+    document = pn.state.curdoc
+    session = Session(model, data, folder, report, document)
+    page = pn.Template(read_page_file(".html"))
+    page.add_variable("mpviz_css", page_css())
+    page.add_variable("mpviz_js", read_page_file(".js"))
+    page.add_variable("with_report", report is not None)
+    for name, part in session.roots.items():
+        page.add_panel(name, part)
+    if document is not None:
+        # a session that is made for a websocket alone would ask a content network for its style sheets
+        document.template_variables["dist_url"] = LOCAL_FILES
+        document.title = TITLE
+        pn.state.on_session_destroyed(lambda _: session.close())
+    # only once the page is there: importing torch would hold it up
+    pn.state.onload(session.open)
+    return page
+
+
+def serve(
+    model: str = "fashion-vit",
+    data: str = "fashion-mnist",
+    folder: str | None = None,
+    port: int = 5006,
+    show: bool = False,
+    address: str = "localhost",
+    websocket_origin: str | Sequence[str] | None = None,
+    report: Report | None = None,
+) -> None:
+    """Serve the dashboard until interrupted. port: 0 takes any free one. show: open a browser.
+
+    address: the network interface; "localhost" keeps others out. websocket_origin: host:port under which browsers may
+    reach the page, when that is another than address and port, as behind a proxy.
+    Raises MpvizError when the port is taken.
+    """
+    settings.resources = "server"
+    port = _free_port(address, port)
+    origins = [websocket_origin] if isinstance(websocket_origin, str) else list(websocket_origin or ())
+    origins += [f"{name}:{port}" for name in dict.fromkeys((address, "localhost", "127.0.0.1"))]
+    threading.Thread(target=_warm_up, name="mpviz-warm-up", daemon=True).start()
+
+    def page() -> pn.Template:  # panel takes functions, a partial it would print
+        return app(model, data, folder, report)
+
+    print(f"mpviz dashboard: http://{address}:{port} (Ctrl+C ends it)", flush=True)
+    pn.serve(
+        {"/": page},
+        port=port,
+        address=address,
+        show=show,
+        title=TITLE,
+        websocket_origin=origins,
+        unused_session_lifetime_milliseconds=1000 * UNUSED_SECONDS,
+        check_unused_sessions_milliseconds=5000,
+        verbose=False,
+    )
+
+
+def _free_port(address: str, port: int) -> int:
+    """The port, or a free one for 0. Raises MpvizError when it is taken: with a sentence, not deep inside a server."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise MpvizError(f"cannot serve on {address}:{port} ({error.strerror}); choose another port") from error
+        return probe.getsockname()[1]
+
+
+def _warm_up() -> None:
+    """Import what the first session needs while the browser is still starting."""
+    import_module("mpviz.workbench.state")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m mpviz.ui.dashboard", description="Serve the mpviz dashboard.")
+    parser.add_argument("--model", default="fashion-vit", help="bundled network, timm name or checkpoint path")
+    parser.add_argument("--data", default="fashion-mnist", help="data set or folder of images")
+    parser.add_argument("--folder", help="where the data set lies, when it is not bundled")
+    parser.add_argument("--port", type=int, default=5006)
+    parser.add_argument("--address", default="localhost")
+    parser.add_argument("--show", action="store_true", help="open a browser")
+    parser.add_argument("--websocket-origin", action="append", help="host:port of a proxy; may be repeated")
+    given: dict[str, Any] = vars(parser.parse_args(arguments))
+    try:
+        serve(**given)
+    except MpvizError as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()
+elif __name__.startswith("bokeh_app"):
+    app().servable()

@@ -1,0 +1,185 @@
+"""From the state to the page: which region is drawn from what, and how. No toolkit: regions only get new values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mpviz import __version__
+from mpviz.ui import dashboard_words as words
+from mpviz.ui import figures, text
+from mpviz.workbench.views import JobStatus
+
+if TYPE_CHECKING:
+    from mpviz.ui.theme import Json
+    from mpviz.workbench.state import Workbench
+
+Roots = Mapping[str, Any]
+
+# controls whose value is a setting of the Workbench under the same name
+SETTINGS = ("sparsity", "beta", "decay_end", "signal", "scale", "log_y", "split", "samples", "layer")
+# a role whose layers can have a β of their own: the setting, and the box that says “as β”
+OWN_BETA = {"attention": ("beta_attention", "same_attention"), "mlp": ("beta_mlp", "same_mlp")}
+# what waits for a network
+_NEEDS_NETWORK = (*SETTINGS, "previous", "next", "recipe", "report")
+_NEEDS_LAYERS = ("lock", *(name for pair in OWN_BETA.values() for name in pair))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the page shows besides the Workbench. wb: None until the first network is loaded. edit: counts draggings."""
+
+    wb: Workbench | None
+    job: JobStatus
+    error: str = ""
+    theme: str = "light"
+    edit: int = 0
+
+
+def _strip(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    roots["strip"].object = _low(figures.strip(wb.table, wb.layer, seen.theme))
+
+
+def _low(figure: Json) -> Json:
+    """Without the room for a title of the x axis: here every pixel of height counts."""
+    figure["layout"]["margin"]["b"] = 24
+    figure["layout"].get("xaxis", {}).pop("title", None)  # plotly keeps a line free for an empty title, too
+    return figure
+
+
+def _spectrum(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    roots["spectrum"].object = figures.spectrum(wb.spectrum, wb.scale, wb.log_y, seen.theme)
+
+
+def _budgets(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    roots["budgets"].object = _low(figures.budgets(wb.budgets, wb.layer, seen.theme))
+
+
+def _coverage(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    curve = wb.curve
+    if curve.current is None:  # the line follows the slider also where nothing is known yet
+        unknown = dict.fromkeys(("coverage", "unchanged", "accuracy"), math.nan)
+        curve = replace(curve, current={"sparsity": wb.sparsity, "tier": "estimate", **unknown})
+    figure = figures.coverage(curve, seen.theme)
+    # else plotly keeps the place to which the line was dragged, whatever the state says
+    figure["layout"]["editrevision"] = seen.edit
+    roots["coverage"].object = figure
+
+
+def _layers(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    options = {text.short_name(name): name for name in wb.layers}
+    if roots["layer"].options != options:
+        roots["layer"].param.update(options=options, value=wb.layer)
+
+
+def _settings(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    for name in SETTINGS:
+        if roots[name].value != getattr(wb, name):
+            roots[name].value = getattr(wb, name)
+
+
+def _betas(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    present = set(wb.table.loc[wb.table["prunable"].astype(bool), "role"])
+    for role, (setting, box) in OWN_BETA.items():
+        own = getattr(wb, setting)
+        roots[box].param.update(value=own is None, disabled=role not in present)
+        roots[setting].param.update(value=wb.beta if own is None else own, disabled=own is None)
+
+
+def _lock(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    short = text.short_name(wb.layer, 24)
+    locked = wb.layer in wb.locked
+    prunable = wb.budgets is not None and wb.layer in wb.budgets.index
+    label = f"{'locked' if locked else 'lock'}: {short}" if prunable else f"not prunable: {short}"
+    roots["lock"].param.update(label=label, value=locked, disabled=not prunable)
+
+
+def _sources(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if seen.job.busy:  # the lists show what is being loaded
+        return
+    for name in ("model", "data"):
+        now = getattr(wb, name)
+        if now not in roots[name].options.values():
+            roots[name].options = {**roots[name].options, now: now}
+        roots[name].value = now
+
+
+def _job(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
+    busy = seen.job.busy
+    for name in ("model", "other", "open", "data"):
+        roots[name].disabled = busy
+    roots["prune"].disabled = busy or wb is None
+    roots["cancel"].disabled = not busy
+    roots["checkpoint"].disabled = wb is None or wb.comparison is None
+    for name in _NEEDS_NETWORK:
+        if name in roots:
+            roots[name].disabled = wb is None
+    roots["status"].object = words.status_html(seen.job)
+    if wb is None:
+        _waiting(roots, seen)
+
+
+def _waiting(roots: Roots, seen: Seen) -> None:
+    """The page before its first network."""
+    for name in _NEEDS_LAYERS:
+        roots[name].disabled = True
+    failed = seen.job.state in ("failed", "cancelled")
+    message = "No network yet; choose one on the left." if failed else f"{text.escape(seen.job.message)} …"
+    for name in ("strip", "spectrum", "coverage", "budgets"):
+        roots[name].object = figures.empty(message if name == "strip" else "", seen.theme)
+
+
+def _comparison(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
+    roots["comparison"].object = words.comparison_html(None if wb is None else wb.comparison)
+
+
+def _alert(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
+    message = seen.error or ("" if wb is None else wb.error)
+    # the box around message and button shows itself while it holds something of this class
+    roots["alert"].param.update(object=words.alert_html(message), css_classes=["shown"] if message else [])
+
+
+def _dense(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    n_samples = 0 if wb.curve is None else wb.curve.n_samples
+    roots["dense"].object = words.dense_html(wb.info, n_samples, wb.split)
+
+
+def _footer(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
+    known = ({}, None) if wb is None else (wb.info, wb.curve)
+    roots["footer"].object = words.footer_html(seen.job, known[0], __version__, known[1])
+
+
+# region: how it is painted, and from what
+_WITH_NETWORK: list[tuple[Callable[[Roots, Seen, Workbench], None], set[str]]] = [
+    (_layers, {"table"}),
+    (_settings, set(SETTINGS)),
+    (_betas, {"table", "beta", "beta_attention", "beta_mlp"}),
+    (_budgets, {"budgets", "layer", "theme"}),
+    (_coverage, {"curve", "theme"}),
+    (_strip, {"table", "layer", "theme"}),
+    (_spectrum, {"spectrum", "scale", "log_y", "theme"}),
+    (_lock, {"layer", "locked", "budgets"}),
+    (_sources, {"model", "data", "job"}),
+    (_dense, {"info", "curve", "split"}),
+]
+_ALWAYS: list[tuple[Callable[[Roots, Seen, Workbench | None], None], set[str]]] = [
+    (_job, {"job", "comparison", "theme"}),
+    (_comparison, {"comparison"}),
+    (_alert, {"error", "job"}),
+    (_footer, {"info", "job", "curve"}),
+]
+EVERYTHING = frozenset().union(*(needs for _, needs in _WITH_NETWORK), *(needs for _, needs in _ALWAYS))
+
+
+def paint(roots: Roots, seen: Seen, changed: set[str] | frozenset[str]) -> None:
+    """Give new values to the regions that are drawn from what has changed, and to no others."""
+    for region, needs in _ALWAYS:
+        if needs & changed:
+            region(roots, seen, seen.wb)
+    if seen.wb is None:
+        return
+    for part, needs in _WITH_NETWORK:
+        if needs & changed:
+            part(roots, seen, seen.wb)

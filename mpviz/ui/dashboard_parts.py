@@ -1,0 +1,229 @@
+"""The dashboard's building blocks: controls, panes, and the way from job threads to the page's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import panel as pn
+from bokeh.document import Document
+from panel.util import LazyHTMLSanitizer
+
+from mpviz.nets.paths import data_root
+from mpviz.ui.dashboard_words import read_page_file
+from mpviz.ui.figures import CONFIG, empty
+from mpviz.ui.theme import Json
+
+DATA = ("fashion-mnist", "digits")
+
+# What the words of the page are made of; all else is dropped, should an escape ever be forgotten.
+_SANITIZER = LazyHTMLSanitizer(
+    tags={"p", "b", "span", "br", "table", "thead", "tbody", "tr", "th", "td", "progress"},
+    attributes={"*": {"class", "role"}, "th": {"scope", "class"}, "progress": {"value", "max"}},
+)
+
+
+@cache
+def widget_css() -> str:
+    """The style sheet of all controls."""
+    return read_page_file("_widgets.css")
+
+
+def _style(css_classes: Iterable[str] = (), **more: Any) -> dict[str, Any]:
+    return {"margin": 0, "stylesheets": [widget_css()], "css_classes": list(css_classes), **more}
+
+
+class FigurePane(pn.pane.Plotly):
+    """A plotly pane for figure dicts that are right already: no validation, and no default template on top."""
+
+    def _to_figure(self, obj: Json) -> SimpleNamespace:
+        return SimpleNamespace(_data=obj["data"], _layout=obj["layout"])
+
+
+def figure_pane(**config: Any) -> FigurePane:
+    """An empty figure that fills its cell. config: of plotly, over the one that all figures share."""
+    both = {**CONFIG, **config}
+    return FigurePane(empty(""), config=both, sizing_mode="stretch_both", margin=0, link_figure=False)
+
+
+def words(html: str = "", *css_classes: str) -> pn.pane.HTML:
+    """A region of text. The caller escapes what comes from outside; the sanitizer is the second lock."""
+    return pn.pane.HTML(
+        html,
+        sanitize_html=True,
+        sanitize_hook=_SANITIZER.clean,
+        **_style(css_classes, sizing_mode="stretch_width"),
+    )
+
+
+def slider(label: str, value: float, bounds: tuple[float, float], step: float = 0.01) -> pn.widgets.FloatSlider:
+    """A slider that tells each of its steps, not only the last one."""
+    start, end = bounds
+    return pn.widgets.FloatSlider(
+        label=label, value=value, start=start, end=end, step=step, format="0.00", **_style(sizing_mode="stretch_width")
+    )
+
+
+def select(options: dict[str, Any], value: Any, **more: Any) -> pn.widgets.Select:
+    """A drop-down list without a label of its own: the page has one."""
+    return pn.widgets.Select(options=options, value=value, **_style(sizing_mode="stretch_width"), **more)
+
+
+def choice(options: dict[str, Any], value: Any) -> pn.widgets.RadioButtonGroup:
+    """Two or three buttons of which one is down."""
+    return pn.widgets.RadioButtonGroup(options=options, value=value, **_style())
+
+
+def checkbox(label: str, value: bool) -> pn.widgets.Checkbox:
+    """A box to tick, in small letters."""
+    return pn.widgets.Checkbox(label=label, value=value, **_style(["small"]))
+
+
+def text_input(placeholder: str) -> pn.widgets.TextInput:
+    """One line of text; its value changes on Enter."""
+    return pn.widgets.TextInput(placeholder=placeholder, **_style(sizing_mode="stretch_width"))
+
+
+def integer(value: int, start: int, step: int) -> pn.widgets.IntInput:
+    """A whole number."""
+    return pn.widgets.IntInput(value=value, start=start, step=step, **_style(sizing_mode="stretch_width"))
+
+
+def button(label: str, *css_classes: str, wide: bool = False) -> pn.widgets.Button:
+    """A button; its `clicks` count."""
+    size = {"sizing_mode": "stretch_width"} if wide else {}
+    return pn.widgets.Button(label=label, **_style(css_classes, **size))
+
+
+def toggle(label: str) -> pn.widgets.Toggle:
+    """A button that stays down."""
+    return pn.widgets.Toggle(label=label, **_style(sizing_mode="stretch_width"))
+
+
+class Download(pn.widgets.FileDownload):
+    """A button for a file. Its `callback`, a coroutine function, makes the file object, or None when it could not."""
+
+    def _sync_data(self, fileobj: Any) -> None:
+        if fileobj is not None:
+            super()._sync_data(fileobj)
+
+
+def download(label: str, filename: str) -> Download:
+    """A button for a file that is made when it is pressed."""
+    return Download(label=label, filename=filename, callback=_nothing, **_style(sizing_mode="stretch_width"))
+
+
+async def _nothing() -> None:
+    return None
+
+
+def page_parts(model: str, data: str, with_report: bool) -> dict[str, Any]:
+    """All parts of the page, by their names in dashboard.html."""
+    return {
+        **{name: words() for name in ("dense", "status", "comparison", "footer", "alert")},
+        "strip": figure_pane(displayModeBar=False),
+        "spectrum": figure_pane(),
+        "coverage": figure_pane(edits={"shapePosition": True}),  # its line is the chosen sparsity
+        "budgets": figure_pane(),
+        **_rail(model, data),
+        **({"report": download("Report", "report.html")} if with_report else {}),
+        **_plan(),
+    }
+
+
+def _theme() -> pn.widgets.Toggle:
+    """Down means dark. The page changes in the browser at once, the figures follow from the server."""
+    made = toggle("dark")
+    made.jscallback(value="document.documentElement.dataset.theme = cb_obj.active ? 'dark' : 'light'")
+    return made
+
+
+def _rail(model: str, data: str) -> dict[str, Any]:
+    return {
+        "theme": _theme(),
+        "model": select({name: name for name in dict.fromkeys([*bundled_models(), model])}, model),
+        "other": text_input("timm name or path"),
+        "open": button("Open"),
+        "data": select({name: name for name in dict.fromkeys([*DATA, data])}, data),
+        "split": select({"test": "test", "calibration": "calibration"}, "test"),
+        "samples": integer(1000, start=1, step=500),
+        "prune": button("Prune", "strong", wide=True),
+        "cancel": button("Cancel"),
+        "checkpoint": download("Checkpoint", "pruned.safetensors"),
+        "recipe": download("Recipe", "recipe.toml"),
+        "dismiss": button("✕", "plain"),
+    }
+
+
+def _plan() -> dict[str, Any]:
+    return {
+        "previous": button("←", "mpviz-previous"),
+        "next": button("→", "mpviz-next"),
+        "layer": select({}, None),
+        "scale": choice({"λ": "eigenvalue", "s": "singular"}, "singular"),
+        "log_y": choice({"linear": False, "log": True}, False),
+        "sparsity": slider("sparsity", 0.5, (0.0, 0.99)),
+        "beta": slider("β", 1.25, (0.0, 3.0), 0.05),
+        "decay_end": slider("decay end", 0.7, (0.05, 1.0)),
+        "beta_attention": slider("β attention", 1.25, (0.0, 3.0), 0.05),
+        "same_attention": checkbox("as β", True),
+        "beta_mlp": slider("β MLP", 1.25, (0.0, 3.0), 0.05),
+        "same_mlp": checkbox("as β", True),
+        "signal": choice({"edge σ₊": "sigma_plus", "Hill α": "alpha"}, "sigma_plus"),
+        "lock": toggle("lock this layer"),
+    }
+
+
+def bundled_models() -> list[str]:
+    """Names of the networks in data/models, read from the files: the zoo would load torch."""
+    return sorted(path.stem for path in (data_root() / "models").glob("*.safetensors"))
+
+
+class Bridge:
+    """Changes from any thread → one repaint on the page's event loop, with the newest values.
+
+    Names of what changed are collected; a repaint that waits takes up all that came meanwhile, so neither a slow
+    browser nor a fast job makes a queue. document: of the session; None paints at once, in the calling thread. Must be
+    made on the event loop when there is a document.
+    """
+
+    def __init__(self, document: Document | None, paint: Callable[[set[str]], None]) -> None:
+        self._document, self._paint = document, paint
+        self._loop = None if document is None else asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._changed: set[str] = set()
+        self._closed = False
+
+    def mark(self, names: Iterable[str]) -> None:
+        """These have changed. Returns at once; from any thread."""
+        with self._lock:
+            waiting = bool(self._changed)
+            self._changed.update(names)
+            if waiting or self._closed or not self._changed:
+                return
+        if self._loop is None or self._document is None:
+            self.flush()
+            return
+        # The document is touched on its own thread only: while that thread collects changes, a callback that another
+        # thread adds can get lost.
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            self._loop.call_soon_threadsafe(self._document.add_next_tick_callback, self.flush)
+
+    def flush(self) -> None:
+        """Repaint what has changed since the last time, in one message to the browser."""
+        with self._lock:
+            changed, self._changed = self._changed, set()
+            if self._closed:
+                return
+        with pn.io.hold(self._document):
+            self._paint(changed)
+
+    def close(self) -> None:
+        """Paint no more: the page is gone."""
+        with self._lock:
+            self._closed = True

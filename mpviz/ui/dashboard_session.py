@@ -1,0 +1,260 @@
+"""One browser session of the dashboard: what its controls do to the Workbench, which is loaded in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpviz.errors import MpvizError
+from mpviz.ui import dashboard_parts as parts
+from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, SETTINGS, Seen, paint
+from mpviz.workbench.jobs import Job
+from mpviz.workbench.views import JobStatus
+
+if TYPE_CHECKING:
+    from bokeh.document import Document
+
+    from mpviz.workbench.state import Workbench
+
+Report = Callable[["Workbench"], str]
+
+
+class Session:
+    """The page of one browser and the Workbench behind it.
+
+    folder: of `data`. report: makes the HTML of a report; None leaves its button out. document: of the browser
+    session; None paints at once, in the calling thread. roots: the parts of the page by their names in the template.
+    """
+
+    def __init__(
+        self,
+        model: str = "fashion-vit",
+        data: str = "fashion-mnist",
+        folder: str | None = None,
+        report: Report | None = None,
+        document: Document | None = None,
+    ) -> None:
+        self.wb: Workbench | None = None
+        self.roots = parts.page_parts(model, data, with_report=report is not None)
+        self._first_data, self._folder, self._report = data, folder, report
+        self._theme, self._error, self._edit = "light", "", 0
+        self._loading: Job | None = None
+        self._bridge = parts.Bridge(document, self._paint)
+        self._follow_controls()
+        self._paint(set(EVERYTHING))
+
+    def _follow_controls(self) -> None:
+        def on(name: str, what: str, react: Callable[[Any], None]) -> None:
+            self.roots[name].param.watch(lambda event: react(event.new), what)
+
+        for name in SETTINGS:
+            on(name, "value", partial(self._set, name))
+        for setting, box in OWN_BETA.values():
+            on(setting, "value", partial(self._set_own_beta, setting, box))
+            on(box, "value", partial(self._set_same, setting))
+        on("lock", "value", self._set_lock)
+        on("theme", "value", self._set_theme)
+        on("model", "value", lambda name: self.open(model=name))
+        on("data", "value", lambda name: self.open(data=name))
+        on("other", "enter_pressed", lambda _: self._open_other())
+        on("strip", "click_data", self._click_layer)
+        on("budgets", "click_data", self._click_layer)
+        on("coverage", "click_data", self._click_position)
+        on("coverage", "relayout_data", self._drag_position)
+        actions: dict[str, Callable[[], Any]] = {
+            "open": self._open_other,
+            "previous": lambda: self._with(lambda wb: wb.previous_layer()),
+            "next": lambda: self._with(lambda wb: wb.next_layer()),
+            "prune": lambda: self._with(lambda wb: wb.prune()),
+            "cancel": self._cancel,
+            "dismiss": self._dismiss,
+        }
+        for name, action in actions.items():
+            on(name, "clicks", partial(_without_argument, action))
+        for name, make in {"checkpoint": _checkpoint, "recipe": _recipe, "report": self._report_html}.items():
+            if name in self.roots:
+                self.roots[name].callback = self._making(make)
+
+    # --- the network ----------------------------------------------------------------------------------------------
+
+    def open(self, model: str | None = None, data: str | None = None) -> None:
+        """Load a network or a data set in the background; on an error everything stays as it is."""
+        if self.job.busy:
+            return
+        self._show_error("")
+        wb = self.wb
+        name = model or (self.roots["model"].value if wb is None else wb.model)
+        source = data or (self.roots["data"].value if wb is None else wb.data)
+        folder = self._folder if source == self._first_data else None
+        if wb is None:
+            # the import inside takes seconds the first time: the page is there before
+            self._loading = Job("load", lambda job: _workbench(job, name, source, folder), self._on_loading)
+            self._loading.start()
+        elif (name, source) != (wb.model, wb.data):
+            self._with(lambda wb: wb.open(name, source, folder))
+
+    def _open_other(self) -> None:
+        name = (self.roots["other"].value_input or "").strip()
+        if name:
+            self.open(model=name)
+
+    def _on_loading(self, status: JobStatus) -> None:
+        if status.state == "failed":
+            self._error = status.message
+        self._bridge.mark(["job", "error"])
+
+    def _adopt(self, wb: Workbench) -> None:
+        self.wb = wb
+        names = [name for name in wb.param if name != "name"]
+        wb.param.watch(lambda *events: self._bridge.mark([event.name for event in events]), names)
+        wb.start_preview()
+
+    @property
+    def job(self) -> JobStatus:
+        """What runs in the background of this session."""
+        if self.wb is not None:
+            return self.wb.job
+        return JobStatus() if self._loading is None else self._loading.status
+
+    def close(self) -> None:
+        """End the session's background work."""
+        self._bridge.close()
+        if self._loading is not None:
+            self._loading.cancel()
+        if self.wb is not None:
+            self.wb.close()
+
+    # --- what people do -------------------------------------------------------------------------------------------
+
+    def _with(self, action: Callable[[Workbench], Any]) -> None:
+        """Do it to the Workbench; what goes wrong is shown as a sentence."""
+        if self.wb is None:
+            return
+        try:
+            action(self.wb)
+        except (MpvizError, ValueError) as error:
+            self._show_error(str(error))
+        else:
+            if self._error:
+                self._show_error("")
+
+    def _show_error(self, message: str) -> None:
+        self._error = message
+        self._bridge.mark(["error"])
+
+    def _set(self, name: str, value: Any) -> None:
+        if self.wb is None or getattr(self.wb, name) == value:
+            return
+        if value is not None:  # else an emptied number field
+            self._with(lambda wb: wb.change(**{name: value}))
+        self._bridge.mark([name])  # what was refused goes back to what holds
+
+    def _set_own_beta(self, setting: str, box: str, value: float) -> None:
+        if not self.roots[box].value:
+            self._set(setting, value)
+
+    def _set_same(self, setting: str, same: bool) -> None:
+        if self.wb is not None and same != (getattr(self.wb, setting) is None):
+            value = None if same else self.roots[setting].value
+            self._with(lambda wb: wb.change(**{setting: value}))
+
+    def _set_lock(self, lock: bool) -> None:
+        if self.wb is None or lock == (self.wb.layer in self.wb.locked):
+            return
+        others = [name for name in self.wb.locked if name != self.wb.layer]
+        self._set("locked", [*others, self.wb.layer] if lock else others)
+
+    def _set_theme(self, dark: bool) -> None:
+        self._theme = "dark" if dark else "light"
+        self._bridge.mark(["theme"])
+
+    def _click_layer(self, click: Any) -> None:
+        name = _clicked(click)
+        if name is not None:
+            self._with(lambda wb: wb.select(str(name)))
+
+    def _click_position(self, click: Any) -> None:
+        sparsity = _clicked(click)
+        if isinstance(sparsity, (int, float)):
+            self._set("sparsity", float(sparsity))
+
+    def _drag_position(self, moved: Any) -> None:
+        x = (moved or {}).get("shapes[0].x0")
+        if isinstance(x, (int, float)):
+            self._set("sparsity", round(min(max(x / 100, 0.0), 0.99), 2))
+            self._edit += 1
+            self._bridge.mark(["curve"])  # straight again, even where the sparsity stays the same
+
+    def _cancel(self) -> None:
+        if self.wb is not None:
+            self.wb.cancel()
+        elif self._loading is not None:
+            self._loading.cancel()
+
+    def _dismiss(self) -> None:
+        self._show_error("")
+        if self.wb is not None:
+            self.wb.change(error="")
+
+    # --- files to take away ---------------------------------------------------------------------------------------
+
+    def _making(self, make: Callable[[Workbench], bytes]) -> Callable[[], Any]:
+        """A coroutine function that makes a file on another thread; after an error, which is shown, it gives None."""
+
+        async def made() -> io.BytesIO | None:
+            if self.wb is None:
+                return None
+            try:
+                return io.BytesIO(await asyncio.to_thread(make, self.wb))
+            except (MpvizError, OSError) as error:
+                self._show_error(str(error))
+                return None
+
+        return made
+
+    def _report_html(self, wb: Workbench) -> bytes:
+        assert self._report is not None
+        return self._report(wb).encode()
+
+    # --- painting -------------------------------------------------------------------------------------------------
+
+    def _paint(self, changed: set[str]) -> None:
+        if self.wb is None and self._loading is not None and self._loading.status.state == "done":
+            self._adopt(self._loading.result)
+            changed = set(EVERYTHING)
+        paint(self.roots, Seen(self.wb, self.job, self._error, self._theme, self._edit), changed)
+
+
+def _without_argument(action: Callable[[], Any], _: Any) -> None:
+    action()
+
+
+def _workbench(job: Job, model: str, data: str, folder: str | None) -> Workbench:
+    job.tell(0.0, f"loading {model}")
+    from mpviz.workbench.state import Workbench
+
+    wb = Workbench(model, data, folder)
+    if job.cancelled():  # nobody waits for it any more
+        wb.close()
+        job.tell(1.0, "")
+    return wb
+
+
+def _checkpoint(wb: Workbench) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="mpviz-") as folder:
+        return wb.save(Path(folder) / "pruned.safetensors").read_bytes()
+
+
+def _recipe(wb: Workbench) -> bytes:
+    return wb.export_recipe().encode()
+
+
+def _clicked(click: Any) -> Any:
+    """What the clicked mark stands for: the customdata of its point."""
+    points = (click or {}).get("points") or [{}]
+    return points[0].get("customdata")

@@ -1,0 +1,126 @@
+"""What the dashboard says besides its figures: HTML of the text regions, and the page's style. No toolkit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpviz.ui import text
+from mpviz.ui.theme import FONT, THEMES, Colour, Palette, faint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mpviz.workbench.views import CurveView, JobStatus
+
+_HERE = Path(__file__).parent
+EMPTY_COMPARISON = "<p class='quiet'>Press Prune to see what it costs.</p>"
+RECIPE_FILE = "recipe.toml"
+
+
+def read_page_file(suffix: str) -> str:
+    """The text of dashboard.html, .css or .js, or of _widgets.css."""
+    return (_HERE / f"dashboard{suffix}").read_text(encoding="utf-8")
+
+
+def page_css() -> str:
+    """The style of the page: its rules, and the colours of both themes as variables."""
+    light, dark = (_variables(palette) for palette in THEMES.values())
+    return f':root{{--font:{FONT};{light}}}\n:root[data-theme="dark"]{{{dark}}}\n{read_page_file(".css")}'
+
+
+def _variables(palette: Palette) -> str:
+    """--paper, --bulk-fill …: one variable for each colour, and --quiet for surfaces that step back."""
+    lines = {"quiet": faint(palette.grid, 0.45)}
+    for part in fields(palette):
+        value = getattr(palette, part.name)
+        if isinstance(value, Colour):
+            lines |= {f"{part.name}-{use.name}": getattr(value, use.name) for use in fields(value)}
+        else:
+            lines[part.name] = value
+    return "".join(f"--{name}:{value};" for name, value in lines.items())
+
+
+def chip(tier: str) -> str:
+    """How a number is known, as a small label in the tier's colour."""
+    known = tier if tier in ("measured", "bound", "estimate", "population", "gaussian") else "quiet"
+    return f"<span class='chip {known}'>{text.escape(tier)}</span>"
+
+
+def comparison_html(table: pd.DataFrame | None) -> str:
+    """Before and after as a table: shares in percent, counts with thin spaces."""
+    if table is None or len(table) == 0:
+        return EMPTY_COMPARISON
+    columns = (table[name].tolist() for name in ("quantity", "dense", "pruned", "tier"))
+    body = "".join(
+        f"<tr><th scope='row'>{text.escape(quantity)} {chip(str(tier))}</th>"
+        f"<td>{_amount(dense, dense)}</td><td>{_amount(pruned, dense)}</td></tr>"
+        for quantity, dense, pruned, tier in zip(*columns, strict=True)
+    )
+    head = "<tr><th></th><th scope='col'>dense</th><th scope='col'>pruned</th></tr>"
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def _amount(value: float, dense: float) -> str:
+    """A share or a count: no network has a single weight, so what is above 1 before pruning is counted."""
+    if not math.isfinite(value):
+        return text.NONE
+    return text.count(value) if dense > 1 else text.percent(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(0.4), duration(42), duration(200)
+    ('1 s', '42 s', '3 min 20 s')
+    """
+    whole = max(1, math.ceil(seconds))
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes else f"{whole} s"
+
+
+def status_html(job: JobStatus) -> str:
+    """A progress bar, what is being done, and how long it still takes."""
+    if job.state == "idle":
+        return ""
+    # the sentence of an error stands in the alert, and it may be long
+    message = text.escape(f"{job.name} failed; nothing has changed" if job.state == "failed" else job.message)
+    if not job.busy:
+        return f"<p class='quiet' role='status'>{message}</p>"
+    value = f" value='{job.progress:.3f}'" if job.progress > 0 else ""  # without a value the bar says “some time”
+    left = "" if job.seconds_left is None else f", about {duration(job.seconds_left)} left"
+    return f"<progress max='1'{value}></progress><p>{message}{left}</p>"
+
+
+def alert_html(message: str) -> str:
+    """An error as a sentence, announced by screen readers."""
+    return f"<p role='alert'>{text.escape(message)}</p>" if message else ""
+
+
+def dense_html(info: Mapping[str, Any], n_samples: int, split: str) -> str:
+    """How good the network is before anything is removed, on the images of the preview."""
+    accuracy = info.get("dense_accuracy")
+    if accuracy is None:
+        return "<p class='quiet'>dense accuracy: being measured …</p>"
+    images = f"{text.count(n_samples)} {text.escape(split)} images"
+    return f"<p>dense accuracy <b>{text.percent(accuracy)}</b> <span class='quiet'>on {images}</span></p>"
+
+
+def footer_html(job: JobStatus, info: Mapping[str, Any], version: str, curve: CurveView | None = None) -> str:
+    """One line: what is being done, what runs where, versions, where the data come from."""
+    known, all_of_them = (0, 0) if curve is None else (int(np.isfinite(curve.coverage).sum()), len(curve.positions))
+    device = str(info.get("device", "")) or text.NONE
+    versions = str(info.get("versions", ""))
+    parts = [
+        f"{job.name}: {job.state}" if job.name else "no job",
+        f"curve: {known} of {all_of_them} positions measured" if known < all_of_them else "",
+        f"runs on {device}",
+        versions if "mpviz" in versions else f"{versions} · mpviz {version}".strip(" ·"),
+        str(info.get("data", "")),
+    ]
+    return "<p class='line'>" + " │ ".join(text.escape(part) for part in parts if part) + "</p>"

@@ -1,0 +1,195 @@
+"""The panels of the notebook: each is a box of figures and controls that follow a desk's workbench."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as w
+
+from mpviz.ui import figures, text
+from mpviz.ui.theme import Json
+from mpviz.ui.widgets import page
+from mpviz.ui.widgets.controls import lock_button, plan_sliders
+from mpviz.ui.widgets.desk import Desk
+from mpviz.ui.widgets.figure import Figure
+from mpviz.workbench.state import Workbench
+
+_FEW = 10  # layers whose names stand side by side
+
+
+def strip(desk: Desk, height: int) -> Figure:
+    """The whole model, a cell a layer; a click selects."""
+
+    def draw(wb: Workbench, theme: str) -> Json:
+        return _low(figures.strip(wb.table, wb.layer, theme), list(wb.table.index))
+
+    figure = desk.figure(("table", "layer"), draw, height)
+    figure.on_pick(lambda layer: desk.act(desk.workbench.select, layer))
+    return figure
+
+
+def spectrum(desk: Desk, height: int) -> w.Widget:
+    """The spectrum of the layer in view, under its buttons."""
+
+    def draw(wb: Workbench, theme: str) -> Json:
+        return figures.spectrum(wb.spectrum, wb.scale, wb.log_y, theme)
+
+    figure = desk.figure(("spectrum", "scale", "log_y"), draw, height - 30)
+    return w.VBox([_toolbar(desk), figure])
+
+
+def _low(figure: Json, names: list[str]) -> Json:
+    """A figure over layers made low: no room for a title of the x axis, and short names where there are few layers."""
+    if not figure["data"]:
+        return figure
+    layout = figure["layout"]
+    layout["margin"]["b"] = 22
+    layout["xaxis"]["automargin"] = False
+    if len(names) <= _FEW:
+        short = [text.escape(text.short_name(name).rpartition(".")[2]) for name in names]
+        layout["xaxis"] |= {"tickvals": list(range(len(names))), "ticktext": short}
+    return figure
+
+
+def _toolbar(desk: Desk) -> w.Widget:
+    wb = desk.workbench
+    place = w.HTML(layout=w.Layout(width="56px"))
+
+    def say_place() -> None:
+        names = wb.layers
+        here = names.index(wb.layer) + 1 if wb.layer in names else 0
+        place.value = f"<div class='mpviz-quiet' style='text-align:center'>{here} of {len(names)}</div>"
+
+    def step(icon: str, tooltip: str, action: Any) -> w.Button:
+        button = w.Button(icon=icon, tooltip=tooltip, layout=w.Layout(width="34px"))
+        button.on_click(lambda _: desk.act(action))
+        return button
+
+    desk.paint(("layer", "table"), say_place)
+    scale = _choice([("λ", "eigenvalue"), ("s", "singular")], "34px",
+                    ["eigenvalues λ of WᵀW/N", "singular values s = √(N λ) of W"])  # fmt: skip
+    density = _choice(
+        [("linear", False), ("log", True)], "58px", ["density on a linear axis", "density on a logarithmic axis"]
+    )
+    desk.bind(scale, "scale")
+    desk.bind(density, "log_y")
+    parts = [
+        step("chevron-left", "Previous layer", wb.previous_layer),
+        place,
+        step("chevron-right", "Next layer", wb.next_layer),
+        lock_button(desk),
+        w.HBox([scale, density], layout=w.Layout(margin="0 0 0 auto")),
+    ]
+    return w.HBox(parts, layout=w.Layout(height="30px", align_items="center"))
+
+
+def _choice(options: list[tuple[str, Any]], width: str, tooltips: list[str]) -> w.ToggleButtons:
+    buttons = w.ToggleButtons(options=options, tooltips=tooltips, layout=w.Layout(width="auto"))
+    buttons.style.button_width = width
+    return buttons
+
+
+def budgets(desk: Desk, height: int) -> Figure:
+    """What each layer loses; a click selects the layer."""
+
+    def draw(wb: Workbench, theme: str) -> Json:
+        figure = _low(figures.budgets(wb.budgets, wb.layer, theme), list(wb.budgets.index))
+        if figure["data"]:
+            figure["layout"]["yaxis"]["title"]["text"] = "share, %"
+        return figure
+
+    figure = desk.figure(("budgets", "layer"), draw, height)
+    figure.on_pick(lambda layer: desk.act(desk.workbench.select, layer))
+    return figure
+
+
+def coverage(desk: Desk, height: int) -> Figure:
+    """The certified share along the sparsity; a click on a point moves the slider there."""
+    figure = desk.figure(("curve",), lambda wb, theme: figures.coverage(wb.curve, theme), height)
+    figure.on_pick(lambda sparsity: desk.act(setattr, desk.workbench, "sparsity", float(sparsity)))
+    return figure
+
+
+def plan(desk: Desk) -> w.Widget:
+    """The sliders of the plan."""
+    return w.VBox(plan_sliders(desk))
+
+
+def pruning(desk: Desk) -> w.Widget:
+    """Prune, Cancel, progress, and the table of before and after."""
+    wb = desk.workbench
+    prune = w.Button(description="Prune", button_style="primary", icon="scissors",
+                     tooltip="Remove the weights from a copy, then measure it on the whole split",
+                     layout=w.Layout(width="90px"))  # fmt: skip
+    cancel = w.Button(description="Cancel", tooltip="Stop the running work; what was there before stays",
+                      layout=w.Layout(width="76px"))  # fmt: skip
+    bar = w.FloatProgress(min=0.0, max=1.0, layout=w.Layout(width="auto", height="10px", margin="0 2px"))
+    words, table = w.HTML(), w.HTML()
+    prune.on_click(lambda _: desk.act(wb.prune))
+    cancel.on_click(lambda _: desk.act(wb.cancel))
+
+    def show_job() -> None:
+        prune.disabled, cancel.disabled = wb.job.busy, not wb.job.busy
+        bar.value = wb.job.progress
+        bar.layout.visibility = "visible" if wb.job.busy else "hidden"
+        words.value = page.job_line(wb.job)
+
+    def show_table() -> None:
+        table.value = page.comparison_table(wb.comparison, wb.budgets, desk.theme)
+
+    desk.paint(("job",), show_job)
+    desk.paint(("comparison", "budgets", "theme"), show_table)
+    buttons = w.VBox([w.HBox([prune, cancel]), bar])
+    return w.VBox([row([share(22, buttons), share(78, table)]), _ends(status(desk), words)])
+
+
+def _ends(left: w.Widget, right: w.Widget) -> w.Widget:
+    """One line: the left part takes what the right one leaves."""
+    left.layout.flex, left.layout.min_width = "1 1 0", "0"
+    right.layout.flex, right.layout.max_width = "0 1 auto", "60%"
+    return w.HBox([left, right], layout=w.Layout(margin="0 5px"))
+
+
+def row(children: list[w.Widget]) -> w.Widget:
+    """Panels side by side."""
+    return w.HBox(children, layout=w.Layout(width="100%", align_items="flex-start"))
+
+
+def share(percent: int, child: w.Widget) -> w.Widget:
+    """A column that takes this share of its row, whatever is in it."""
+    return w.VBox([child], layout=w.Layout(flex=f"{percent} 1 0", width="auto", min_width="0", margin="0 5px"))
+
+
+def status(desk: Desk) -> w.Widget:
+    """What is looked at and how good it is untouched."""
+    line = w.HTML()
+    wb = desk.workbench
+
+    def show() -> None:
+        line.value = page.status_line(wb.model, wb.data, wb.info)
+
+    desk.paint(("info", "model", "data"), show)
+    return line
+
+
+def errors(desk: Desk) -> w.Widget:
+    """The sentence that says what went wrong; takes no room while all is well."""
+    line = w.HTML()
+
+    def show() -> None:
+        line.value = page.error_line(desk.workbench.error)
+        line.layout.display = None if desk.workbench.error else "none"
+
+    desk.paint(("error",), show)
+    return line
+
+
+def sheet(desk: Desk) -> w.Widget:
+    """The style sheet of the page's theme."""
+    element = w.HTML(layout=w.Layout(display="none"))
+
+    def dress() -> None:
+        element.value = page.style(desk.theme)
+
+    desk.paint(("theme",), dress)
+    return element
