@@ -1,0 +1,91 @@
+"""Each notebook runs from top to bottom in a fresh kernel, says what it promises, and is stored without outputs."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# What the outputs of a notebook must contain, by the number of the code cell (from 1), as regular expressions.
+SAYS = {
+    "00-quickstart": {
+        1: r"10000 test images of 10 kinds",
+        2: r"sigma_plus[\s\S]*blocks\.0\.attn\.qkv\.weight",
+        3: r"widget-view",
+        4: r"as trained: [1-9]\d* spikes · shuffled: [01],",
+        5: r"of 1,179,648 weights go",
+        6: r"accuracy \d\d\.\d% before, \d\d\.\d% with half",
+        7: r"certified \d+\.\d% ≤ unchanged \d+\.\d% of 300 images \(measured\)",
+        8: r" 0% removed  █{30} 100\.0% certified",
+        9: r"half\.safetensors: \d\.\d MB",
+        10: r"widget-view",
+    }
+}
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shown(cell: Any) -> str:
+    """All that a cell put out, as text: streams, values, and the kinds of what else is displayed."""
+    parts = []
+    for output in cell.outputs:
+        parts.append(output.get("text", ""))
+        parts += [f"{kind} {value if isinstance(value, str) else ''}" for kind, value in output.get("data", {}).items()]
+    return "\n".join(parts)
+
+
+def test_every_notebook_is_known_here() -> None:
+    assert {path.stem for path in NOTEBOOKS} == set(SAYS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_a_notebook_is_stored_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells(notebook):
+        assert cell.outputs == [] and cell.execution_count is None
+        assert "assert " in cell.source, "every code cell holds its claim"
+    assert len(code_cells(notebook)) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_a_notebook_runs_in_a_fresh_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(path, as_version=4)
+    start = time.monotonic()
+    # without the state of the widgets: the page's script of the figures alone is 5 MB
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        store_widget_state=False,
+        resources={"metadata": {"path": tmp_path}},
+    )
+    client.execute()
+    print(f"{path.name} ran in {time.monotonic() - start:.1f} s")
+    said = {number: shown(cell) for number, cell in enumerate(code_cells(notebook), start=1)}
+    for number, pattern in SAYS[path.stem].items():
+        assert re.search(pattern, said[number]), f"cell {number} of {path.name} says: {said[number][:2000]}"
+    errors = [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "error"]
+    complaints = [o.text for c in code_cells(notebook) for o in c.outputs if o.get("name") == "stderr"]
+    assert errors == [] and complaints == []
