@@ -43,6 +43,9 @@ check: $(VENV)/.test  ## lint, import contracts, types and the quick tests: a mi
 
 bench: $(VENV)/.test  ## measure speeds on this machine and print them
 	$(PYTEST) -m "timing and not browser" -rP
+	$(BIN)/python tests/benchmarks/slider_step.py
+	$(BIN)/python tests/benchmarks/sparsity_table.py
+	$(BIN)/python tests/benchmarks/readme_tables.py
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpviz.errors import CheckpointError
+from mpviz.errors import CheckpointError, ModelError
 from mpviz.files import write_text
 from mpviz.ui import text
 from mpviz.ui._report_page import Content, comparison_rows, page, points
@@ -99,7 +99,7 @@ def workbench_html(workbench: Workbench, theme: str = "light", when: datetime | 
         table=workbench.table,
         budgets=budgets,
         views=[spectrum_view(layer) for layer in workbench.spectra.values()],
-        recipe=workbench.export_recipe(),
+        recipe=_recipe_text(workbench),
         comparison=workbench.comparison,
         caveat="" if _is_current(workbench) else "Pruned with other settings than those of this report.",
         curve=curve,
@@ -117,6 +117,13 @@ def _is_current(workbench: Workbench) -> bool:
 
 def _share(budgets: pd.DataFrame) -> float:
     return float(budgets["removed"].sum() / budgets["params"].sum())
+
+
+def _recipe_text(workbench: Workbench) -> str:
+    try:
+        return workbench.export_recipe()
+    except ModelError as error:  # a network that was given as a module has none
+        return f"# {error}\n"
 
 
 def _removed(budgets: pd.DataFrame) -> str:

@@ -39,8 +39,11 @@ class Workbench(Settings):
     """One network, one data set, one plan; every face shows and edits this.
 
     >>> wb = Workbench("fashion-mlp")             # doctest: +SKIP
-    >>> wb.sparsity = 0.6                         # budgets, masks' counts and the estimate follow at once
-    >>> wb.prune().wait(); wb.comparison          # before and after, measured on the whole split
+    >>> wb.sparsity = 0.6                         # doctest: +SKIP
+    >>> wb.prune().wait(); wb.comparison          # doctest: +SKIP
+
+    Budgets, masks' counts and the estimate follow a slider at once; the comparison, before and after, is measured on
+    the whole split.
 
     model: a name for `mp.load_model`, a checkpoint's path or an nn.Module in hand. data, folder: for `mp.load_data`.
     Raises the errors of those two. All methods may be called from any thread.

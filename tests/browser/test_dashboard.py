@@ -198,7 +198,7 @@ def test_prune_finishes_and_its_files_can_be_taken_away(dashboard: Page, tmp_pat
 
 def test_cancel_cancels_and_the_page_stays_awake(dashboard: Page) -> None:
     dashboard.get_by_role("combobox", name="network", exact=True).select_option("fashion-resnet")
-    until(dashboard, lambda: "layer1" in title(dashboard, "spectrum"), 90)
+    until(dashboard, lambda: "layer4" in title(dashboard, "spectrum"), 90)
     assert dashboard.get_by_role("button", name="Cancel").is_disabled()
     press(dashboard, "Prune")
     dashboard.locator("progress[value]").wait_for()

@@ -302,11 +302,12 @@ def test_a_layer_can_be_locked(session):
 def test_what_the_state_refuses_is_said_and_taken_back(session):
     session.wb.locked = ["features.fc1.weight", "features.fc2.weight"]
     assert "role='alert'" in session.roots["alert"].object and session.roots["alert"].css_classes == ["shown"]
-    session.wb.locked = []
+    assert session.wb.locked == [] and session.roots["lock"].value is False
+    session.wb.sparsity = 0.3
     assert session.roots["alert"].object == "" and session.roots["alert"].css_classes == []
     session._set("sparsity", 1.5)
     assert "role='alert'" in session.roots["alert"].object
-    assert session.roots["sparsity"].value == session.wb.sparsity == 0.5
+    assert session.roots["sparsity"].value == session.wb.sparsity == 0.3
     session.roots["dismiss"].clicks += 1
     assert session.roots["alert"].object == ""
 
