@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -9,12 +10,25 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from mpviz.errors import Cancelled, MpvizError
 from mpviz.workbench.views import JobStatus
 
 logger = logging.getLogger(__name__)
 OnStatus = Callable[[JobStatus], None]
+_PATIENCE = 10.0  # seconds that the end of the process waits for background work to notice
+_working: WeakSet[Job | Loop] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    # a daemon thread that is inside torch when the interpreter goes aborts the process
+    workers = list(_working)
+    for worker in workers:
+        worker.stop()
+    for worker in workers:
+        worker.join(_PATIENCE)
 
 
 def sentence(error: BaseException) -> str:
@@ -36,8 +50,17 @@ class Job:
     def start(self) -> Job:
         """Show the job as running, then start it."""
         self._on_status(self.status)
+        _working.add(self)
         self._thread.start()
         return self
+
+    def stop(self) -> None:
+        """End at the next step, as when cancelled."""
+        self.cancel()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread."""
+        self.wait(timeout)
 
     def cancelled(self) -> bool:
         """True once somebody asked the job to stop."""
@@ -92,6 +115,7 @@ class Loop:
         """Start the thread; a second call only wakes it."""
         self.wake()
         if not self._thread.is_alive() and not self._closed.is_set():
+            _working.add(self)
             self._thread.start()
 
     def wake(self) -> None:
@@ -100,7 +124,17 @@ class Loop:
             self._idle.clear()
             self._wake.set()
 
-    def close(self) -> None:
+    @property
+    def stopped(self) -> bool:
+        """True once the thread is to end."""
+        return self._closed.is_set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread."""
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def stop(self) -> None:
         """End the thread after its current step."""
         self._closed.set()
         self._wake.set()

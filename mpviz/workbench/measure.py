@@ -140,7 +140,7 @@ class Measurer:
     def close(self) -> None:
         """End the background thread."""
         self._running = False
-        self._loop.close()
+        self._loop.stop()
 
     def _step(self) -> bool:
         if self._draw is None:
@@ -159,7 +159,7 @@ class Measurer:
         if not todo:
             return False
         try:
-            preview.measure(todo[0], cancelled=lambda: self._preview is not preview)
+            preview.measure(todo[0], cancelled=lambda: self._loop.stopped or self._preview is not preview)
         except Cancelled:
             return True
         if self._preview is preview:

@@ -28,9 +28,9 @@ TRESPASSES = {
     "Random matrix theory needs numpy and scipy only": ("rmt/law.py", "import torch"),
     "The ui gets plain results: no torch": ("ui/figures.py", "import torch"),
     "Only ui.widgets imports the notebook's toolkit": ("ui/report.py", "import ipywidgets"),
-    "Only ui.dashboard imports panel": ("ui/widgets.py", "import panel"),
+    "Only ui.dashboard imports panel": ("ui/widgets/__init__.py", "import panel"),
     "Only nets.timm_import imports timm": ("nets/zoo.py", "import timm"),
-    "Notebook, dashboard and report never import one another": ("ui/widgets.py", "import mpviz.ui.report"),
+    "Notebook, dashboard and report never import one another": ("ui/widgets/__init__.py", "import mpviz.ui.report"),
 }
 
 

@@ -1,5 +1,6 @@
 """The state without a screen: sliders, background measuring, pruning, cancelling, errors."""
 
+import subprocess
 import sys
 import threading
 import time
@@ -312,3 +313,11 @@ def test_sliders_and_reports_at_once_never_freeze_the_state(wb):
             thread.join(20)
     wb.sparsity = 0.777
     assert wb.budgets["removed"].sum() == round(0.777 * wb.budgets["params"].sum())
+
+
+def test_a_script_may_end_while_the_curve_is_measured():
+    script = (
+        "import time, mpviz as mp\nwb = mp.Workbench('fashion-vit', samples=400)\nwb.start_preview()\ntime.sleep(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
