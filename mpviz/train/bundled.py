@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from mpviz.files import write_together
 from mpviz.nets.architectures import build
 from mpviz.nets.idx import read_idx
 from mpviz.train.loop import Schedule, fit
@@ -79,9 +80,15 @@ def train(name: str, data: Path, out: Path) -> dict:
         "seconds": round(time.monotonic() - started),
         "licence": "MIT (weights, as mpviz); Fashion-MNIST: MIT, Zalando SE",
     }
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")
-    (out / f"{name}.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    write_together(
+        out,
+        {
+            f"{name}.safetensors": lambda path: save_file(weights, path),
+            f"{name}.json": lambda path: path.write_text(text, encoding="utf-8"),
+        },
+    )
     return card
 
 
