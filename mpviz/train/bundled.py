@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from mpviz.files import write_together
 from mpviz.nets.architectures import build
+from mpviz.nets.data import FASHION_MEAN, FASHION_STD
+from mpviz.nets.forward import logits
 from mpviz.nets.idx import read_idx
 from mpviz.train.loop import Schedule, fit
-
-MEAN, STD = 0.2860, 0.3530  # of the 60 000 training images, on [0, 1]
 
 SCHEDULES = {
     "fashion-mlp": Schedule(learning_rate=0.05, epochs=40, lambda2=5e-5, bfloat16=False, shift=0),
@@ -35,13 +35,11 @@ SCHEDULES = {
 def _tensors(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = torch.from_numpy(read_idx(folder / f"{part}-images-idx3-ubyte.gz").copy())
     labels = torch.from_numpy(read_idx(folder / f"{part}-labels-idx1-ubyte.gz").copy()).long()
-    return ((pixels.float() / 255 - MEAN) / STD)[:, None], labels
+    return ((pixels.float() / 255 - FASHION_MEAN) / FASHION_STD)[:, None], labels
 
 
-@torch.inference_mode()
 def _accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True))
-    return hits / len(labels)
+    return float((logits(model, images).argmax(1) == labels).double().mean())
 
 
 def train(name: str, data: Path, out: Path) -> dict:
@@ -65,7 +63,7 @@ def train(name: str, data: Path, out: Path) -> dict:
         "name": name,
         "data": "Fashion-MNIST, 60 000 training images; test accuracy on all 10 000 test images",
         "classes": 10,
-        "input": {"size": [1, 28, 28], "mean": MEAN, "std": STD},
+        "input": {"size": [1, 28, 28], "mean": FASHION_MEAN, "std": FASHION_STD},
         "parameters": sum(p.numel() for p in model.parameters()),
         "test_accuracy": _accuracy(model, test_images, test_labels),
         "train_accuracy": _accuracy(model, images, labels),
