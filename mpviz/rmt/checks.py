@@ -12,11 +12,29 @@ from numpy.typing import ArrayLike, NDArray
 from mpviz.errors import SpectrumError, nearest
 from mpviz.rmt.edge import tracy_widom_quantile
 
-METHODS = ("bema",)
+METHODS = ("bema", "bema-once", "median", "trace", "ks")
 MIN_WINDOW = 8  # eigenvalues that a fit of one number needs to mean something
+
+REASONS = (
+    "MP-like",
+    "column scales differ",
+    "heavy tail",
+    "other structure",
+    "too few eigenvalues",
+    "low rank",
+    "no spectrum",
+)
 
 _EPSILON = float(np.finfo(np.float64).eps)
 _NEGATIVE = 1e-5  # relative to the largest: more than float32 rounding ever leaves below zero
+
+
+class Refusal(SpectrumError):
+    """A spectrum that is one but cannot be fitted; `reason` is the one of REASONS that says why."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def check_arguments(method: str, trim: float, level: float) -> None:
@@ -37,7 +55,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int]:
     if min(rows, cols) < 1:
         raise SpectrumError(f"a {rows} x {cols} layer has no entries; leave it out")
     if min(rows, cols) == 1:
-        raise SpectrumError(f"a {rows} x {cols} layer has one eigenvalue and no bulk; leave it out")
+        raise Refusal("too few eigenvalues", f"a {rows} x {cols} layer has one eigenvalue and no bulk; leave it out")
     return rows, cols
 
 
@@ -87,12 +105,13 @@ def check_rank(rank: int, trim: float, shape: tuple[int, int]) -> None:
     if inside >= MIN_WINDOW:
         return
     if rank < MIN_WINDOW and rank < full:
-        raise SpectrumError(f"low rank: only {rank} of {full} eigenvalues of {name} are above zero; leave it out")
-    found = f"too few eigenvalues: only {inside} eigenvalues in the bulk window of {name}, a fit needs {MIN_WINDOW}"
+        raise Refusal("low rank", f"low rank: only {rank} of {full} eigenvalues of {name} are above zero; leave it out")
+    few = "too few eigenvalues"
+    found = f"{few}: only {inside} eigenvalues in the bulk window of {name}, a fit needs {MIN_WINDOW}"
     if rank < MIN_WINDOW:
-        raise SpectrumError(f"{found}; the layer is too small, leave it out")
+        raise Refusal(few, f"{found}; the layer is too small, leave it out")
     widest = widest_trim(rank)
-    raise SpectrumError(f"{found}; lower trim to {widest:g}" + (" or below" if widest > 0 else ""))
+    raise Refusal(few, f"{found}; lower trim to {widest:g}" + (" or below" if widest > 0 else ""))
 
 
 def window(count: int, trim: float) -> range:

@@ -9,11 +9,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
 from mpviz.errors import Cancelled, MpvizError
-from mpviz.workbench.views import JobStatus
+from mpviz.workbench.views import JobState, JobStatus
 
 logger = logging.getLogger(__name__)
 OnStatus = Callable[[JobStatus], None]
@@ -37,10 +38,18 @@ def sentence(error: BaseException) -> str:
 
 
 class Job:
-    """One function on a thread of its own. Its `tell(progress, message)` raises Cancelled when asked to stop."""
+    """One function on a thread of its own. Its `tell(progress, message)` raises Cancelled when asked to stop.
 
-    def __init__(self, name: str, function: Callable[[Job], Any], on_status: OnStatus) -> None:
+    abandonable: the function changes nothing before it calls `claim`. Such a job is over as soon as it is cancelled,
+    even where its thread waits for a network that does not answer; what that thread still finds is dropped.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[[Job], Any], on_status: OnStatus, abandonable: bool = False
+    ) -> None:
         self.name, self._function, self._on_status = name, function, on_status
+        self._abandonable, self._claimed = abandonable, False
+        self._turn, self._over = threading.RLock(), threading.Event()
         self._stop, self._started = threading.Event(), time.monotonic()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -59,47 +68,78 @@ class Job:
         self.cancel()
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread."""
-        self.wait(timeout)
+        """Wait for the thread, which may live on after a job that was abandoned."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
 
     def cancelled(self) -> bool:
         """True once somebody asked the job to stop."""
         return self._stop.is_set()
 
     def cancel(self) -> None:
-        """Ask the job to stop at its next step."""
-        self._stop.set()
+        """Ask the job to stop at its next step; one that has claimed its result, or has ended, goes on."""
+        with self._turn:
+            if self._claimed or self._over.is_set() or self._stop.is_set():
+                return
+            if self._abandonable:
+                self._end("cancelled", self._unchanged)
+            else:  # said before the flag is up: the thread's own word must be the last
+                self._set(replace(self.status, message="cancelling …", seconds_left=None))
+            self._stop.set()
+
+    def claim(self) -> None:
+        """From here on nothing can cancel the job: it puts its result in place. Raises Cancelled when it was before."""
+        with self._turn:
+            if self._stop.is_set():
+                raise Cancelled(f"{self.name} was cancelled")
+            self._claimed = True
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Block until the job has ended, or the timeout in seconds is over."""
         if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+            self._over.wait(timeout)
         return self.status
 
     def tell(self, progress: float, message: str) -> None:
         """Report progress in 0 … 1. Raises Cancelled when the job was asked to stop."""
-        if self._stop.is_set():
+        if self._stop.is_set() and not self._claimed:
             raise Cancelled(f"{self.name} was cancelled")
         elapsed = time.monotonic() - self._started
         left = elapsed * (1 - progress) / progress if progress > 0.02 else None
         self._set(JobStatus(self.name, "running", progress, message, left))
 
+    @property
+    def _unchanged(self) -> str:
+        return f"{self.name} was cancelled; nothing was changed"
+
     def _set(self, status: JobStatus) -> None:
-        self.status = status
-        self._on_status(status)
+        with self._turn:
+            if self._over.is_set():
+                return
+            self.status = status
+            self._on_status(status)
+
+    def _end(self, state: JobState, message: str, progress: float | None = None) -> None:
+        with self._turn:
+            self._set(JobStatus(self.name, state, self.status.progress if progress is None else progress, message))
+            self._over.set()
 
     def _run(self) -> None:
-        reached = 0.0
         try:
-            self.result = self._function(self)
-            self._set(JobStatus(self.name, "done", 1.0, f"{self.name} finished"))
+            result = self._function(self)
+            with self._turn:
+                if not self._over.is_set():
+                    self.result = result
+                    self._end("done", f"{self.name} finished", 1.0)
         except Cancelled:
-            reached = self.status.progress
-            self._set(JobStatus(self.name, "cancelled", reached, f"{self.name} was cancelled; nothing was changed"))
+            self._end("cancelled", self._unchanged)
         except Exception as error:  # a job's thread is the last place where its error can be shown
             logger.debug("job %s failed", self.name, exc_info=True)
-            self.error, reached = error, self.status.progress
-            self._set(JobStatus(self.name, "failed", reached, sentence(error)))
+            if self._stop.is_set() and not self._claimed:  # what stops half-way may fail in its own way
+                self._end("cancelled", self._unchanged)
+            else:
+                self.error = error
+                self._end("failed", sentence(error))
 
 
 class Loop:

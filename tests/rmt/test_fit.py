@@ -9,7 +9,6 @@ from scipy.stats import binom
 
 from mpviz.errors import SpectrumError
 from mpviz.rmt import MarchenkoPastur, fit_bulk, threshold
-from mpviz.rmt.fit import RIGIDITY_LIMIT
 
 LARGE = [(384, 384), (768, 768), (1536, 768), (1536, 384), (768, 1536), (384, 1536)]
 SMALL = [(256, 128), (128, 256), (512, 128), (128, 128), (512, 512), (512, 784)]
@@ -208,7 +207,9 @@ def test_noise_is_mp_like(shape, draw):
         fit = fit_bulk(spectrum(matrix), shape)
         assert fit.mp_like
         assert fit.verdict == "MP-like"
-        assert 1.0 < fit.rigidity < RIGIDITY_LIMIT
+        assert fit.reason == "MP-like"
+        assert 1.0 < fit.rigidity < fit.rigidity_limit
+        assert fit.p_value > 0.001
 
 
 @pytest.mark.parametrize("shape", [(256, 128), (384, 384), (512, 784), (768, 384)])
@@ -218,8 +219,10 @@ def test_column_scales_warn(shape):
         matrix = rng.normal(size=shape) * np.exp(0.3 * rng.normal(size=shape[1]))
         fit = fit_bulk(spectrum(matrix), shape)
         assert not fit.mp_like
-        assert fit.rigidity > RIGIDITY_LIMIT
-        assert fit.verdict == f"not MP-like: column scales differ or heavy tail (p*KS {fit.rigidity:.1f})"
+        assert fit.rigidity > fit.rigidity_limit
+        assert fit.p_value == 0.001
+        assert fit.verdict.startswith("not MP-like: ")
+        assert fit.verdict.endswith(f"(p*KS {fit.rigidity:.1f}, limit {fit.rigidity_limit:.1f})")
 
 
 def test_heavy_tails_warn_and_stop():
@@ -320,6 +323,7 @@ def test_bad_input(case):
     assert fit.law is None
     assert fit.n_spikes == 0
     numbers = [fit.variance, *fit.edges, fit.sigma_plus, fit.threshold, fit.bulk_fraction, fit.fit_error, fit.rigidity]
+    numbers += [*fit.sigma_plus_interval, fit.p_value, fit.rigidity_limit]
     assert all(math.isnan(number) for number in numbers)
 
 

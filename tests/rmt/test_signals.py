@@ -1,4 +1,4 @@
-"""Hill exponent and stable rank."""
+"""Hill exponent, ranks, entropy and norms."""
 
 import math
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mpviz.errors import SpectrumError
-from mpviz.rmt import hill_alpha, stable_rank
+from mpviz.rmt import entropy, fit_bulk, hill_alpha, norms, soft_rank, stable_rank
+from tests.rmt.matrices import noise_spectrum, spectrum, spiked
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.5, 6.0])
@@ -39,7 +40,7 @@ def test_stable_rank():
     assert stable_rank([0.0, 0.0, 5.0]) == 1.0
 
 
-@pytest.mark.parametrize("signal", [hill_alpha, stable_rank])
+@pytest.mark.parametrize("signal", [hill_alpha, stable_rank, entropy])
 @pytest.mark.parametrize(
     ("eigs", "message"),
     [
@@ -65,3 +66,45 @@ def test_tail_without_eigenvalues():
         hill_alpha([1.0, 2.0, 3.0], tail=0.1)
     with pytest.raises(SpectrumError, match="holds none"):
         hill_alpha([5.0])
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)])
+def test_norms_are_those_of_the_matrix(shape):
+    matrix = np.random.default_rng(2).normal(scale=0.02, size=shape)
+    found = norms(np.linalg.svd(matrix, compute_uv=False) ** 2 / shape[0], shape)
+    assert found.frobenius == pytest.approx(np.linalg.norm(matrix), rel=1e-12)
+    assert found.spectral == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-12)
+    assert found.nuclear == pytest.approx(np.linalg.norm(matrix, "nuc"), rel=1e-12)
+    assert 10**found.log_frobenius == pytest.approx(found.frobenius)
+    assert 10**found.log_spectral == pytest.approx(found.spectral)
+    assert found.spectral <= found.frobenius <= found.nuclear
+
+
+def test_norms_at_the_ends():
+    zero = norms(np.zeros(20), (30, 20))
+    assert (zero.frobenius, zero.spectral, zero.nuclear) == (0.0, 0.0, 0.0)
+    assert zero.log_spectral == zero.log_frobenius == -math.inf
+    assert norms([1e300, 1e300], (4, 2)).frobenius == pytest.approx(math.sqrt(8e300), rel=1e-12)
+    with pytest.raises(SpectrumError, match=r"min\(rows, cols\) = 20 eigenvalues, got 3"):
+        norms([1.0, 2.0, 3.0], (30, 20))
+
+
+def test_entropy():
+    eigs = np.random.default_rng(3).exponential(size=50)
+    share = eigs / eigs.sum()
+    assert entropy(eigs) == pytest.approx(-np.sum(share * np.log(share)) / np.log(50), rel=1e-12)
+    assert entropy(1e-200 * eigs) == pytest.approx(entropy(eigs), rel=1e-9)
+    assert entropy(np.full(30, 7.0)) == pytest.approx(1.0, abs=1e-12)
+    assert entropy([0.0, 0.0, 2.0]) == 0.0
+    assert 0 < entropy([1.0, 1e6]) < entropy([1.0, 2.0]) < 1
+
+
+def test_soft_rank():
+    rng = np.random.default_rng(4)
+    noise = noise_spectrum(rng, (1200, 800))
+    fit = fit_bulk(noise, (1200, 800))
+    assert soft_rank(noise, fit) == pytest.approx(fit.edges[1] / noise[-1], rel=1e-12)
+    assert 0.95 < soft_rank(noise, fit) < 1.05
+    eigs = spectrum(spiked(rng, (300, 200), [5.0]))
+    assert soft_rank(eigs, fit_bulk(eigs, (300, 200))) < 0.3
+    assert math.isnan(soft_rank([1.0, 2.0], fit_bulk([1.0, 2.0], (3, 2), strict=False)))

@@ -1,0 +1,64 @@
+"""The verdict of a fit: one reason of a few, and a sentence.
+
+From the eigenvalues alone the rule is, in this order: "low rank" when most of them are zero; "MP-like" when p × KS is
+below the limit, the rounds settled and no more than a third are spikes; "other structure" when they lie closer together
+than those of noise; "heavy tail" when the rounds found no stable line between bulk and spikes, or when the upper tail
+is a power law with α up to 6; else "column scales differ". Very unequal columns have a heavy tail as well: which of the
+two it is can only be told from the entries, and `explain` does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpviz.rmt.estimators import Block
+from mpviz.rmt.tail import power_law_tail
+
+Floats = NDArray[np.float64]
+
+MOST_SPIKES = 3  # one in so many eigenvalues may be a spike; trained layers have up to one in six
+HEAVIEST = 6.0  # exponents up to this count as heavy-tailed; Martin & Mahoney (2021) draw the same line
+_REGULAR = 0.9  # of the spread that the law has
+
+_WORDS = {
+    "column scales differ": "column scales differ, to judge by the eigenvalues",
+    "heavy tail": "heavy tail",
+    "other structure": "eigenvalues closer together than those of noise",
+}
+
+
+def good(block: Block, count: int, full: int, rigidity: float, limit: float) -> bool:
+    """Whether the bulk is MP-like. count: eigenvalues above zero, of `full`."""
+    few = MOST_SPIKES * block.spikes <= count
+    return rigidity <= limit and block.settled and few and 2 * count >= full
+
+
+def reason_of(nonzero: Floats, block: Block, mp_like: bool, full: int, threshold: float) -> str:
+    """One of REASONS, from the eigenvalues alone. nonzero: on the scale of X, as is the threshold; full: with zeros."""
+    if 2 * len(nonzero) < full:
+        return "low rank"
+    if mp_like:
+        return "MP-like"
+    spread = float(np.std(nonzero) / np.mean(nonzero))
+    if not block.spikes and spread < _REGULAR * math.sqrt(block.short / block.long):
+        return "other structure"
+    if not block.settled:
+        return "heavy tail"
+    tail = power_law_tail(nonzero, threshold)
+    return "heavy tail" if not tail.no_tail and tail.alpha <= HEAVIEST else "column scales differ"
+
+
+def first_words(reason: str, settled: bool) -> str:
+    """The middle of the sentence, as far as eigenvalues can tell."""
+    return "heavy tail, no stable line between bulk and spikes" if not settled else _WORDS.get(reason, reason)
+
+
+def sentence(reason: str, words: str, rigidity: float, limit: float, rank: int, full: int) -> str:
+    """The verdict. words: what is wrong, for fits that are."""
+    if reason == "low rank":
+        return f"low rank: only {rank} of {full} eigenvalues are above zero"
+    text = "MP-like" if reason == "MP-like" else f"not MP-like: {words} (p*KS {rigidity:.1f}, limit {limit:.1f})"
+    return text + (f"; {full - rank} of {full} eigenvalues are zero" if rank < full else "")
