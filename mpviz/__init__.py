@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpviz.certificates.margins import certify
     from mpviz.errors import MpvizError
+    from mpviz.nets.compare import compare
     from mpviz.nets.data import load_data
     from mpviz.nets.spectra import analyze, spectrum
     from mpviz.nets.store import load, save
@@ -37,6 +38,7 @@ __all__ = [
     "spectrum",
     "fit_bulk",
     "analyze",
+    "compare",
     # pruning and what it keeps
     "allocate",
     "magnitude_masks",
@@ -59,6 +61,7 @@ _HOMES = {
     "spectrum": "mpviz.nets.spectra",
     "fit_bulk": "mpviz.rmt.fit",
     "analyze": "mpviz.nets.spectra",
+    "compare": "mpviz.nets.compare",
     "allocate": "mpviz.prune.allocate",
     "magnitude_masks": "mpviz.prune.masks",
     "apply_masks": "mpviz.prune.masks",

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take every core onl
         os.environ[variable] = "1"
     if "torch" in sys.modules:  # it reads the variables only once, when it is loaded
         sys.modules["torch"].set_num_threads(1)
+
+_CACHE = "MPVIZ_CACHE"
+_own_caches: list[str] = []
+
+
+def pytest_configure() -> None:
+    """Keep spectra in a folder of this run: tests neither read nor fill the cache of who runs them."""
+    _own_caches.append(tempfile.mkdtemp(prefix="mpviz-tests-"))
+    os.environ[_CACHE] = _own_caches[-1]
+
+
+def pytest_unconfigure() -> None:
+    """The folder goes with the run."""
+    for folder in _own_caches:
+        shutil.rmtree(folder, ignore_errors=True)
+
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from mpviz.errors import ModelError, nearest
+from mpviz.nets.roles import Matrix
+from mpviz.nets.weights import Weights, open_weights, read_matrix
 
-ROLES = ("stem", "attention", "mlp", "conv", "depthwise", "head")
-_ATTENTION = ("attn", "attention", "self_attn", "qkv", "q_proj", "k_proj", "v_proj", "out_proj", "in_proj")
-_HEADS = ("head", "fc", "classifier", "last_linear")
+SPLITS = ("qkv", "groups")
 
 
 @dataclass(frozen=True)
 class LayerInfo:
     """One weight, seen as a matrix of `rows` outputs and `cols` inputs.
 
-    name: the parameter's name. depth: position in the order of the modules, from 0.
-    why: the reason when `prunable` is false, else "".
+    name: the parameter's name; a part has its own in brackets behind it. depth: position in the order of the network,
+    from 0. why: the reason when `prunable` is false, else "". groups: of a convolution; each group is a matrix of
+    rows / groups × cols. part: "q", "k", "v" or "group 3 of 32", "" for a whole weight; a part takes `rows` rows of the
+    parameter from `first_row` on.
     """
 
     name: str
@@ -31,11 +33,24 @@ class LayerInfo:
     prunable: bool
     why: str
     depth: int
+    groups: int = 1
+    part: str = ""
+    first_row: int = 0
 
     @property
     def aspect(self) -> float:
-        """c = cols / rows, the ratio of the Marchenko–Pastur law of WᵀW / rows."""
-        return self.cols / self.rows
+        """c = cols / rows of one group, the ratio of the Marchenko–Pastur law of WᵀW / rows."""
+        return self.cols * self.groups / self.rows
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter that the part belongs to; the own name of a whole weight."""
+        return self.name[: self.name.rindex("[")] if self.part else self.name
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, cols) of one group, the matrix whose spectrum is taken."""
+        return self.rows // self.groups, self.cols
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -48,98 +63,119 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1)
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    seen: set[int] = set()  # a weight that two modules share is one layer
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            yield name, module
+def part_of(weight: Tensor, info: LayerInfo) -> Tensor:
+    """The rows of a parameter that belong to the layer, as Float["groups out in"]."""
+    rows, cols = info.matrix
+    return as_matrix(weight)[info.first_row : info.first_row + info.rows].reshape(info.groups, rows, cols)
 
 
-def _is_head(model: nn.Module, name: str, module: nn.Module, is_last: bool) -> bool:
-    classifier = getattr(model, "get_classifier", None)
-    if callable(classifier):
-        found = classifier()
-        found = found if isinstance(found, (tuple, list)) else (found,)
-        return any(part is module for part in found)
-    return isinstance(module, nn.Linear) and is_last and (name.split(".")[0] in _HEADS or "." not in name)
+def check_split(split: Sequence[str] | str) -> tuple[str, ...]:
+    """The kinds of parts as a tuple. Raises ModelError for one that is not in SPLITS."""
+    wanted = (split,) if isinstance(split, str) else tuple(split)
+    for one in wanted:
+        if one not in SPLITS:
+            raise ModelError(f"unknown split '{one}'; {nearest(str(one), SPLITS)}")
+    return wanted
 
 
-def _is_stem(model: nn.Module, name: str, is_first: bool, module: nn.Module) -> bool:
-    first_conv = getattr(model, "default_cfg", None) or {}
-    named = first_conv.get("first_conv") if isinstance(first_conv, dict) else None
-    if named is not None and name in ([named] if isinstance(named, str) else list(named)):
-        return True
-    if name.split(".")[0] in ("patch_embed", "stem", "conv_stem") or ".patch_embed." in name:
-        return True
-    return is_first and isinstance(module, nn.Conv2d)
+def list_layers(
+    model: Weights, layers: Sequence[str] | None = None, split: Sequence[str] | str = ()
+) -> list[LayerInfo]:
+    """Every Linear and convolution weight, in the order of the network.
 
-
-def _role(model: nn.Module, name: str, module: nn.Module, is_first: bool, is_last: bool) -> str:
-    if _is_head(model, name, module, is_last):
-        return "head"
-    if _is_stem(model, name, is_first, module):
-        return "stem"
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return "depthwise"
-    if any(part in _ATTENTION for part in name.split(".")):
-        return "attention"
-    return "conv" if isinstance(module, nn.Conv2d) else "mlp"
-
-
-def _why_not(role: str, module: nn.Module) -> str:
-    if role in ("head", "stem"):
-        return f"the {role} is left out by default: cutting its bulk destroys small networks"
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return f"grouped convolution ({module.groups} groups): each group has its own small spectrum"
-    return ""
-
-
-def list_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list[LayerInfo]:
-    """Every Linear and Conv2d weight, in the order of the modules.
-
-    layers: keep these parameter names only (with or without the final ".weight").
-    Raises ModelError when a name is unknown (with the nearest), or the model has no such layer.
+    model: a module, a state dict {name: tensor} or the path of a safetensors file. layers: keep these parameter names
+    only (with or without the final ".weight"). split: "qkv" lists fused attention weights as q, k and v, "groups"
+    each group of a grouped convolution, instead of the whole; a depthwise convolution stays one row.
+    Raises ModelError when a name is unknown (with the nearest), or the model has no such layer; CheckpointError for a
+    file that cannot be read.
     """
-    found = list(_weights(model))
-    if not found:
-        raise ModelError(f"{type(model).__name__} has no Linear or Conv2d weight; there is no spectrum to look at")
-    infos = []
-    for depth, (name, module) in enumerate(found):
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        role = _role(model, name, module, depth == 0, depth == len(found) - 1)
-        why = _why_not(role, module)
-        infos.append(
-            LayerInfo(
-                name=f"{name}.weight" if name else "weight",
-                role=role,
-                kind=type(module).__name__,
-                rows=weight.shape[0],
-                cols=weight[0].numel(),
-                params=weight.numel(),
-                prunable=not why,
-                why=why,
-                depth=depth,
-            )
-        )
+    return infos_of(open_weights(model).matrices, layers, split)
+
+
+def infos_of(
+    matrices: Sequence[Matrix], layers: Sequence[str] | None = None, split: Sequence[str] | str = ()
+) -> list[LayerInfo]:
+    """The layers, whole or in parts, of matrices in the order of the network. Raises ModelError for unknown names."""
+    wanted = check_split(split)
+    infos = [info for depth, matrix in enumerate(matrices) for info in _parts(_whole(matrix, depth), matrix, wanted)]
     return infos if layers is None else _selected(infos, layers)
+
+
+def _whole(matrix: Matrix, depth: int) -> LayerInfo:
+    why = _why_not(matrix)
+    return LayerInfo(
+        name=matrix.name,
+        role=matrix.role,
+        kind=matrix.kind,
+        rows=matrix.rows,
+        cols=matrix.cols,
+        params=matrix.rows * matrix.cols,
+        prunable=not why,
+        why=why,
+        depth=depth,
+        groups=matrix.groups,
+    )
+
+
+def _why_not(matrix: Matrix) -> str:
+    if matrix.role in ("head", "stem"):
+        return f"the {matrix.role} is left out by default: cutting its bulk destroys small networks"
+    if matrix.groups > 1:
+        return f"grouped convolution ({matrix.groups} groups): each group has its own small spectrum"
+    return matrix.why
+
+
+def _parts(info: LayerInfo, matrix: Matrix, split: tuple[str, ...]) -> list[LayerInfo]:
+    """The layer's parts where they were asked for and there are any, else the layer itself."""
+    if "qkv" in split and matrix.fused:
+        return _rows_of(info, ["q", "k", "v"], "")
+    if "groups" in split and info.groups > 1 and info.rows > info.groups:
+        return group_infos(info)
+    return [info]
+
+
+def group_infos(info: LayerInfo) -> list[LayerInfo]:
+    """The groups of a grouped convolution, each a layer of its own."""
+    return _rows_of(info, [f"group {i}" for i in range(1, info.groups + 1)], f" of {info.groups}")
+
+
+def _rows_of(info: LayerInfo, labels: list[str], end: str) -> list[LayerInfo]:
+    """Equal parts of the layer's rows, one a label."""
+    rows = info.rows // len(labels)
+    return [
+        replace(
+            info,
+            name=f"{info.name}[{label}]",
+            rows=rows,
+            params=rows * info.cols,
+            prunable=False,
+            why=f"a part of {info.name}; masks are made for the whole weight",
+            groups=1,
+            part=label + end,
+            first_row=i * rows,
+        )
+        for i, label in enumerate(labels)
+    ]
 
 
 def _selected(infos: list[LayerInfo], layers: Sequence[str]) -> list[LayerInfo]:
     if isinstance(layers, str):
         layers = [layers]
-    by_name = {info.name: info for info in infos}
-    by_name.update({info.name.removesuffix(".weight"): info for info in infos})
+    by_name: dict[str, list[LayerInfo]] = {}
+    for info in infos:
+        for name in {info.name, info.parameter, info.parameter.removesuffix(".weight")}:
+            by_name.setdefault(name, []).append(info)
     for name in layers:
         if name not in by_name:
             raise ModelError(f"unknown layer '{name}'; {nearest(name, by_name)}")
-    wanted = {by_name[name].name for name in layers}
+    wanted = {info.name for name in layers for info in by_name[name]}
     return [info for info in infos if info.name in wanted]
 
 
-def weight_of(model: nn.Module, name: str) -> Tensor:
-    """The parameter of that name, detached. Raises ModelError when there is none."""
+def weight_of(model: Weights, name: str) -> Tensor:
+    """The parameter of that name, detached; of a state dict or file a weight matrix. Raises ModelError for no such."""
+    if not isinstance(model, nn.Module):
+        return read_matrix(open_weights(model), name)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if name not in parameters:
         raise ModelError(f"unknown parameter '{name}'; {nearest(name, parameters)}")

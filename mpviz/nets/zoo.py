@@ -14,6 +14,7 @@ from torch import nn
 
 from mpviz.errors import CheckpointError, ModelError, nearest
 from mpviz.nets.architectures import ARCHITECTURES, build
+from mpviz.nets.packaged import PACKAGED, packaged_weights
 from mpviz.nets.paths import data_root
 from mpviz.nets.timm_import import import_timm
 
@@ -59,10 +60,12 @@ def build_architecture(source: Source) -> nn.Module:
     """
     if source.name in ARCHITECTURES:
         model = build(source.name, seed=0)
+    elif source.name in PACKAGED:
+        model = build_architecture(Source(PACKAGED[source.name].architecture, source.options))
     else:
         timm = import_timm()
         if not timm.is_model(source.name):
-            known = [*ARCHITECTURES, *timm.list_models(), *timm.list_pretrained()]
+            known = [*ARCHITECTURES, *PACKAGED, *timm.list_models(), *timm.list_pretrained()]
             raise ModelError(f"unknown model '{source.name}'; {nearest(source.name, known)}")
         try:
             model = timm.create_model(source.name, pretrained=False, **source.options)
@@ -97,9 +100,10 @@ def fill(model: nn.Module, weights: dict[str, torch.Tensor], origin: object) -> 
 def load_model(name: str, pretrained: bool = True, weights: str | Path | None = None, **options: Any) -> nn.Module:
     """A model in eval mode.
 
-    name: a bundled network ("fashion-mlp", "fashion-mlp-l1", "fashion-vit", "fashion-resnet"), any timm name, or the
-    path of a checkpoint that `mp.save` wrote. pretrained: False gives random weights. weights: a local safetensors file
-    to load into the architecture instead. options: passed to ``timm.create_model`` (num_classes, in_chans, …).
+    name: a bundled network ("fashion-mlp", "fashion-mlp-l1", "fashion-vit", "fashion-resnet"), one whose weights come
+    as a package ("efficientnet-lite0", "dinov2-vit-s14": the extra `pretrained`), any timm name, or the path of a
+    checkpoint that `mp.save` wrote. pretrained: False gives random weights. weights: a local safetensors file to load
+    into the architecture instead. options: passed to ``timm.create_model`` (num_classes, in_chans, …).
     Raises ModelError for an unknown name or weights that do not fit, CheckpointError for an unreadable file.
     """
     name = str(name)
@@ -112,9 +116,11 @@ def load_model(name: str, pretrained: bool = True, weights: str | Path | None = 
     if name in ARCHITECTURES and options:
         raise ModelError(f"the bundled network {name} takes no options; got {', '.join(options)}")
     source = Source(name, options)
-    if name not in ARCHITECTURES and pretrained and weights is None:
+    if name not in ARCHITECTURES and name not in PACKAGED and pretrained and weights is None:
         return _pretrained_timm(source)
     model = build_architecture(source)
+    if name in PACKAGED and pretrained and weights is None:
+        return fill(model, packaged_weights(name, model.state_dict()), name)
     if weights is None and pretrained:
         weights = data_root() / "models" / f"{name}.safetensors"
     return model if weights is None else fill(model, read_weights(weights), weights)
@@ -128,7 +134,7 @@ def _pretrained_timm(source: Source) -> nn.Module:
     except Exception as error:  # the hub's clients raise many kinds; each means "no weights"
         raise ModelError(
             f"the pretrained weights of '{source.name}' cannot be had ({type(error).__name__}); "
-            "give weights=FILE.safetensors, or pretrained=False for random ones"
+            "open a checkpoint that mp.save wrote, give weights=FILE.safetensors, or pretrained=False for random ones"
         ) from error
     setattr(model, SOURCE_ATTRIBUTE, source)
     return model.eval()

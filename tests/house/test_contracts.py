@@ -138,4 +138,4 @@ def test_what_a_module_imports_is_declared(path: Path) -> None:
         assert on_import <= _declared("lab")
     else:
         assert on_import <= _declared()
-    assert ever <= _declared("lab", "train", "gpu")
+    assert ever <= _declared("lab", "train", "gpu", "pretrained")

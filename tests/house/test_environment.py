@@ -10,7 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-CONDA_NAMES = {"torch": "pytorch", "cupy-cuda13x": "cupy"}
+CONDA_NAMES = {"torch": "pytorch", "cupy-cuda13x": "cupy", "xxhash": "python-xxhash"}
 FOR_PEOPLE = ("lab", "train", "gpu")  # the extras that environment.yml carries
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from torch import nn
 
@@ -16,6 +17,9 @@ COLUMNS = [
     *("role", "kind", "rows", "cols", "aspect", "params", "prunable", "why"),
     *("variance", "lambda_minus", "lambda_plus", "threshold", "sigma_plus", "fit_error", "mp_like", "verdict"),
     *("bulk_fraction", "n_spikes", "alpha", "stable_rank"),
+    *("method", "reason", "rigidity", "p_value", "sigma_plus_low", "sigma_plus_high", "rank"),
+    *("tail_alpha", "tail_x_min", "tail_ks", "no_tail", "entropy", "soft_rank", "frobenius", "spectral", "nuclear"),
+    *("kurtosis", "column_spread", "row_spread", "groups", "engine"),
 ]
 
 
@@ -72,23 +76,91 @@ def test_layers_too_small_keep_their_row_with_the_reason():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_named(value):
+def test_a_layer_that_is_not_finite_keeps_its_row_and_the_others_theirs(value):
     model = mp.load_model("fashion-mlp", pretrained=False)
+    clean = mp.analyze(model)
     with torch.no_grad():
         model.features.fc2.weight[3, 4] = value
-    with pytest.raises(SpectrumError, match=r"features\.fc2\.weight: .*1 NaN or infinite"):
-        mp.analyze(model)
-    assert len(mp.analyze(model, layers=["features.fc1"])) == 1
+    table = mp.analyze(model)
+    broken = table.loc["features.fc2.weight"]
+    assert broken["verdict"] == (
+        "features.fc2.weight: the matrix has 1 NaN or infinite entries; load the weights again or repair them"
+    )
+    assert broken["reason"] == "no spectrum" and not broken["mp_like"] and broken["no_tail"]
+    numbers = [*("variance", "lambda_plus", "sigma_plus", "alpha", "stable_rank", "entropy", "frobenius", "kurtosis")]
+    assert broken[numbers].isna().all() and broken["n_spikes"] == 0 and broken["rows"] == 512
+    others = ["features.fc1.weight", "head.weight"]
+    assert table.loc[others].equals(clean.loc[others])
+    layer = layer_spectra(model)["features.fc2.weight"]
+    assert len(layer.eigenvalues) == 0 and len(layer.spikes) == 0 and layer.tail is None and layer.entries is None
+    # what is there is the same whether or not it is kept
+    assert mp.analyze(model, cache=False).equals(table)
+
+
+def test_the_numbers_are_those_of_their_functions():
+    model = mp.load_model("fashion-vit")
+    name = "blocks.3.mlp.fc1.weight"
+    layer, row = layer_spectra(model, [name])[name], mp.analyze(model, layers=[name]).loc[name]
+    weight = dict(model.named_parameters())[name].detach().double().numpy()
+    singular = scipy.linalg.svdvals(weight)
+    assert row["frobenius"] == pytest.approx(np.linalg.norm(weight))
+    assert (row["spectral"], row["nuclear"]) == pytest.approx((singular[0], singular.sum()))
+    assert row["kurtosis"] == pytest.approx(scipy.stats.kurtosis(weight, axis=None), rel=1e-6)
+    share = singular**2 / np.sum(singular**2)
+    assert row["entropy"] == pytest.approx(-np.sum(share * np.log(share)) / math.log(len(share)))
+    assert row["soft_rank"] == pytest.approx(row["lambda_plus"] / (singular[0] ** 2 / len(weight)))
+    assert row["sigma_plus_low"] < row["sigma_plus"] < row["sigma_plus_high"]
+    assert (row["tail_alpha"], row["tail_x_min"]) == (layer.tail.alpha, layer.tail.x_min)
+    assert row["method"] == "bema" and row["rank"] == 128 and row["groups"] == 1 and row["engine"] == "float64"
+    other = mp.analyze(model, layers=[name], method="median").loc[name]
+    assert other["method"] == "median" and other["variance"] != row["variance"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "bmea"}, "unknown fit method 'bmea'; did you mean 'bema'"),
+        ({"level": 1.5}, "1.5"),
+        ({"trim": 0.7}, "trim 0.7 leaves no window"),
+        ({"device": "gpu"}, "no device is called 'gpu'; use 'cuda' or 'cpu'"),
+        ({"split": ["heads"]}, "unknown split 'heads'"),
+    ],
+)
+def test_arguments_that_no_layer_could_be_analysed_with_are_refused(arguments, words):
+    with pytest.raises(mp.MpvizError, match=words):
+        layer_spectra(mp.load_model("fashion-mlp", pretrained=False), **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there():
+    with pytest.raises(mp.MpvizError, match="no CUDA device here; leave device out"):
+        mp.analyze(mp.load_model("fashion-mlp", pretrained=False), device="cuda")
+
+
+def test_q_k_and_v_are_analysed_apart_on_request():
+    model = mp.load_model("fashion-vit")
+    table = mp.analyze(model, layers=["blocks.0.attn.qkv", "head"], split=("qkv",))
+    assert list(table.index) == [*(f"blocks.0.attn.qkv.weight[{part}]" for part in "qkv"), "head.weight"]
+    weight = model.blocks[0].attn.qkv.weight.detach()
+    for i, (_, row) in enumerate(table.iloc[:3].iterrows()):
+        values = mp.spectrum(weight[128 * i : 128 * (i + 1)])
+        assert row["spectral"] == pytest.approx(math.sqrt(128 * values[-1])) and not row["prunable"]
 
 
 def test_progress_and_cancel():
     model = mp.load_model("fashion-resnet", pretrained=False)
     told = []
-    layer_spectra(model, progress=lambda fraction, name: told.append((fraction, name)))
+    layer_spectra(model, progress=lambda fraction, name: told.append((fraction, name)), cache=False)
     assert [f for f, _ in told] == sorted(f for f, _ in told) and told[-1][0] == 1.0
     assert len({name for _, name in told}) == 26
     with pytest.raises(Cancelled):
         layer_spectra(model, cancelled=lambda: True)
+    with pytest.raises(Cancelled):
+        mp.analyze(model, cancelled=lambda: True)
+    seen = []
+    with pytest.raises(Cancelled):  # in the middle: what had not begun never does
+        layer_spectra(model, cache=False, progress=lambda _, name: seen.append(name), cancelled=lambda: len(seen) >= 5)
+    assert 5 <= len(seen) < 15
 
 
 def test_a_layer_of_rank_one_keeps_its_row():
