@@ -6,20 +6,15 @@ sorted magnitudes: about 30 bisections over every layer.
 
 from __future__ import annotations
 
-import datetime
-import json
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
-import torch
+from record import write
 
 import mpviz as mp
 from mpviz.ui import figures
 
-OUT = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "slider-step.json"
 STEPS = 100
 
 
@@ -48,15 +43,11 @@ def measure(name: str) -> dict:
 
 def main() -> None:
     """Measure all bundled networks and write the file."""
-    record = {
-        "command": "python tests/benchmarks/slider_step.py",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "python": platform.python_version(), "mpviz": mp.__version__},
-        "rows": [measure(name) for name in ("fashion-mlp", "fashion-vit", "fashion-resnet")],
-    }
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(record, indent=1) + "\n")
+    write(
+        "slider-step",
+        "python tests/benchmarks/slider_step.py",
+        {"rows": [measure(name) for name in ("fashion-mlp", "fashion-vit", "fashion-resnet")]},
+    )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,7 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import platform
-from pathlib import Path
-
-import torch
+from record import write
 
 import mpviz as mp
 from mpviz.certificates.margins import compare_logits
@@ -18,7 +13,6 @@ from mpviz.nets.forward import logits
 from mpviz.nets.zoo import bundled_names
 from mpviz.prune.masks import Ranking
 
-OUT = Path(__file__).resolve().parents[2] / "data" / "benchmarks" / "sparsity.json"
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -41,15 +35,11 @@ def measure(name: str) -> list[dict]:
 
 def main() -> None:
     """Measure all bundled networks and write the file."""
-    record = {
-        "command": "python tests/benchmarks/sparsity_table.py",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "python": platform.python_version(), "mpviz": mp.__version__},
-        "rows": [row for name in bundled_names() for row in measure(name)],
-    }
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(record, indent=1) + "\n")
+    write(
+        "sparsity",
+        "python tests/benchmarks/sparsity_table.py",
+        {"rows": [row for name in bundled_names() for row in measure(name)]},
+    )
 
 
 if __name__ == "__main__":
