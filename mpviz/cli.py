@@ -1,11 +1,10 @@
-"""The command line: analyze, run, recipe, dashboard, report. Each imports what it needs when it is called."""
+"""The command line: analyze, compare, run, recipe, dashboard, report. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
 from mpviz.errors import MpvizError
+from mpviz.terminal import ProgressLine, change_lines, columns, layer_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,103 +46,95 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mpviz {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_analyze, _add_run, _add_recipe, _add_dashboard, _add_report):
+    for add in (_add_analyze, _add_compare, _add_run, _add_recipe, _add_dashboard, _add_report):
         add(commands)
     return parser
 
 
 def _add_analyze(commands: Any) -> None:
     parser = commands.add_parser("analyze", help="fit the Marchenko–Pastur law to every layer and print the table")
-    parser.add_argument("model", metavar="MODEL", help="bundled or timm name, or the path of a checkpoint")
+    parser.add_argument("model", metavar="MODEL", help="bundled or timm name, or the path of any safetensors file")
     parser.add_argument("--weights", metavar="FILE", help="a safetensors file to load into the architecture")
     parser.add_argument("--layers", nargs="+", metavar="NAME", help="these layers only")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all columns in full precision")
+    parser.add_argument("--method", default="bema", help="of the bulk fit: bema, bema-once, median, trace or ks")
+    parser.add_argument(
+        "--split", nargs="+", default=(), metavar="KIND", help="qkv, groups: parts in rows of their own"
+    )
+    parser.add_argument("--shuffled", type=int, metavar="SEED", help="judge each fit beside the same entries shuffled")
+    parser.add_argument("--fast", action="store_true", help="float32 where that is enough")
+    _add_table_files(parser)
     parser.add_argument("--random", action="store_true", help="random weights instead of trained ones")
     parser.set_defaults(command=analyze)
 
 
 def analyze(arguments: argparse.Namespace) -> None:
     """Print the table of `mp.analyze`."""
-    from mpviz.errors import CheckpointError
-    from mpviz.files import write_with
     from mpviz.nets.spectra import analyze as table_of
-    from mpviz.nets.zoo import load_model
 
-    model = load_model(arguments.model, pretrained=not arguments.random, weights=arguments.weights)
+    if Path(arguments.model).is_file() and arguments.weights is None and not arguments.random:
+        model: Any = arguments.model  # only the tensors that are looked at are read
+    else:
+        from mpviz.nets.zoo import load_model
+
+        model = load_model(arguments.model, pretrained=not arguments.random, weights=arguments.weights)
     line = ProgressLine()
-    table = table_of(model, arguments.layers, progress=line.show)
+    table = table_of(
+        model,
+        arguments.layers,
+        method=arguments.method,
+        split=arguments.split,
+        precision="fast" if arguments.fast else "float64",
+        shuffled=arguments.shuffled,
+        progress=line.show,
+    )
     line.clear()
     print(layer_lines(table))
-    if arguments.csv is not None:
+    _write_table(table, arguments)
+
+
+def _add_table_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all columns in full precision")
+    parser.add_argument("--parquet", type=Path, metavar="FILE", help="the same as a Parquet file")
+
+
+def _write_table(table: pd.DataFrame, arguments: argparse.Namespace) -> None:
+    from mpviz.errors import CheckpointError
+    from mpviz.files import write_with
+
+    for path, write in ((arguments.csv, table.to_csv), (arguments.parquet, table.to_parquet)):
+        if path is None:
+            continue
         try:
-            write_with(arguments.csv, table.to_csv)
+            write_with(path, write)
         except OSError as error:
-            raise CheckpointError(f"cannot write {arguments.csv}: {error}; nothing was changed") from error
+            raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from error
+        except ImportError as error:
+            raise CheckpointError(f"cannot write {path}: Parquet needs pyarrow; pip install pyarrow") from error
 
 
-def layer_lines(table: pd.DataFrame) -> str:
-    """The table of `mp.analyze` for a terminal: numbers right-aligned with three digits, verdicts last."""
-    from mpviz.ui import text
-
-    headers = ("layer", "role", "rows", "cols", "σ", "σ₊", "bulk", "spikes", "α", "stable rank", "verdict")
-    rows = []
-    for name, row in table.iterrows():
-        fitted = row["variance"] == row["variance"]  # NaN where nothing could be fitted
-        rows.append(
-            (
-                str(name).removesuffix(".weight"),
-                row["role"],
-                text.count(row["rows"]),
-                text.count(row["cols"]),
-                text.significant(row["variance"] ** 0.5),
-                text.significant(row["sigma_plus"]),
-                text.percent(row["bulk_fraction"]),
-                text.count(row["n_spikes"]) if fitted else text.NONE,
-                text.significant(row["alpha"]),
-                text.significant(row["stable_rank"]),
-                row["verdict"] if row["prunable"] else f"{row['verdict']} (not pruned: {row['role']})",
-            )
-        )
-    return columns(headers, rows, left=(0, 1, len(headers) - 1))
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="two versions of one network side by side: what moved, layer by layer")
+    for name in ("base", "other"):
+        parser.add_argument(name, metavar=name.upper(), help="bundled or timm name, or the path of a safetensors file")
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="these layers only")
+    parser.add_argument("-k", type=int, help="leading directions that are compared; the spikes of the base otherwise")
+    _add_table_files(parser)
+    parser.set_defaults(command=compare)
 
 
-def columns(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Rows of words as a table for a terminal; all columns but those in `left` end at their right edge."""
-    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
-    lines = []
-    for row in (headers, tuple("─" * width for width in widths), *rows):
-        cells = (
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+def compare(arguments: argparse.Namespace) -> None:
+    """Print the table of `mp.compare`."""
+    from mpviz.nets.compare import compare as table_of
+    from mpviz.nets.zoo import load_model
 
-
-class ProgressLine:
-    """One line on stderr that overwrites itself on a terminal; elsewhere a line for each tenth of the work."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._tenth = -1
-
-    def show(self, fraction: float, message: str) -> None:
-        """Say how far the work is, 0 … 1, and what it does."""
-        percent = f"{100 * fraction:3.0f} %"
-        if self._live:
-            filled = round(20 * fraction)
-            line = f"{'█' * filled}{'░' * (20 - filled)} {percent}  {message}"
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{line[:width]}")
-            sys.stderr.flush()
-        elif int(10 * fraction) > self._tenth:
-            self._tenth = int(10 * fraction)
-            print(f"{percent}  {message}", file=sys.stderr)
-
-    def clear(self) -> None:
-        """Take the line away, before something else is printed."""
-        if self._live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+    base, other = (name if Path(name).is_file() else load_model(name) for name in (arguments.base, arguments.other))
+    line = ProgressLine()
+    table = table_of(base, other, layers=arguments.layers, k=arguments.k, progress=line.show)
+    line.clear()
+    print(change_lines(table))
+    for name, why in table.attrs["skipped"].items():
+        print(f"left out: {name} ({why})")
+    _write_table(table, arguments)
 
 
 def _add_run(commands: Any) -> None:

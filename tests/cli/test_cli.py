@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import mpviz as mp
-from mpviz import cli
+from mpviz import cli, terminal
 from mpviz.errors import MpvizError
 from mpviz.recipe import BudgetPlan, CertifyPlan, ModelPlan, Recipe, parse_recipe
 
@@ -160,11 +160,14 @@ def test_analyze_refuses_in_one_sentence(capsys, here):
     )
     assert "no weights at gone" in refused(capsys, "analyze", "fashion-mlp", "--weights", "gone")
     (here / "broken.safetensors").write_bytes(b"\x80\x04pickle")
-    assert "broken.safetensors is no whole safetensors file" in refused(capsys, "analyze", "broken.safetensors")
+    assert "broken.safetensors is no safetensors file" in refused(capsys, "analyze", "broken.safetensors")
     model = mp.load_model("fashion-mlp")
     with torch.no_grad():
         model.features.fc1.weight[0, 0] = torch.nan
-    assert "features.fc1.weight" in refused(capsys, "analyze", mp.save("nan", model))
+    assert cli.main(["analyze", str(mp.save("nan", model))]) == 0
+    said = capsys.readouterr().out
+    assert "features.fc1.weight: the matrix has 1 NaN or infinite entries" in said
+    assert "features.fc2" in said, "the other layers are still analysed"
 
 
 def test_a_csv_file_that_cannot_be_written(capsys, here):
@@ -370,7 +373,7 @@ def test_a_terminal_gets_one_line_that_overwrites_itself(monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("COLUMNS", "40")
-    line = cli.ProgressLine()
+    line = terminal.ProgressLine()
     line.show(0.25, "a message that is far longer than this narrow terminal is wide")
     line.show(1.0, "done")
     line.clear()
@@ -400,7 +403,7 @@ def test_a_terminal_of_few_letters_gets_question_marks():
 
 
 def test_columns_end_at_their_right_edge():
-    text = cli.columns(("name", "n"), [("a", "1"), ("bcdef", "1000")])
+    text = terminal.columns(("name", "n"), [("a", "1"), ("bcdef", "1000")])
     assert text == "name      n\n─────  ────\na         1\nbcdef  1000"
 
 
@@ -410,3 +413,37 @@ def test_the_program_is_installed():
         pytest.skip("run from the source tree, without an installation")
     done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"mpviz {mp.__version__}\n"
+
+
+# --- analyze on files, and compare ----------------------------------------------------------------------------------
+
+
+def test_analyze_reads_a_plain_safetensors_file_and_writes_parquet(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    path, out = tmp_path / "weights.safetensors", tmp_path / "table.parquet"
+    save_file({"blocks.0.attn.qkv.weight": torch.randn(96, 32), "norm.weight": torch.randn(32)}, path)
+    assert cli.main(["analyze", str(path), "--split", "qkv", "--parquet", str(out)]) == 0
+    assert "blocks.0.attn.qkv.weight[q]" in capsys.readouterr().out
+    table = pd.read_parquet(out)
+    assert list(table.index) == [f"blocks.0.attn.qkv.weight[{part}]" for part in "qkv"]
+
+
+def test_analyze_refuses_an_unknown_method(capsys):
+    assert cli.main(["analyze", "fashion-mlp", "--method", "bemma"]) == 2
+    assert "bema" in capsys.readouterr().err
+
+
+def test_compare_prints_what_moved(tmp_path, capsys):
+    model = mp.load_model("fashion-mlp")
+    mp.apply_masks(model, mp.magnitude_masks(model, 0.5))
+    path, out = mp.save(tmp_path / "half", model), tmp_path / "moved.csv"
+    assert cli.main(["compare", "fashion-mlp", str(path), "--csv", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "features.fc1" in said and "overlap out" in said
+    assert 0.3 < pd.read_csv(out, index_col=0).loc["features.fc2.weight", "sparsity_other"] < 0.9
+
+
+def test_compare_refuses_networks_without_a_common_layer(capsys):
+    assert cli.main(["compare", "fashion-mlp", "fashion-resnet"]) == 2
+    assert "two versions of one network" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""What the command line prints: tables for a terminal, and one line of progress."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def layer_lines(table: pd.DataFrame) -> str:
+    """The table of `mp.analyze` for a terminal: numbers right-aligned with three digits, verdicts last."""
+    from mpviz.ui import text
+
+    headers = ("layer", "role", "rows", "cols", "σ", "σ₊", "bulk", "spikes", "α", "stable rank", "verdict")
+    rows = []
+    for name, row in table.iterrows():
+        fitted = row["variance"] == row["variance"]  # NaN where nothing could be fitted
+        rows.append(
+            (
+                str(name).removesuffix(".weight"),
+                row["role"],
+                text.count(row["rows"]),
+                text.count(row["cols"]),
+                text.significant(row["variance"] ** 0.5),
+                text.significant(row["sigma_plus"]),
+                text.percent(row["bulk_fraction"]),
+                text.count(row["n_spikes"]) if fitted else text.NONE,
+                text.significant(row["alpha"]),
+                text.significant(row["stable_rank"]),
+                row["verdict"] if row["prunable"] else f"{row['verdict']} (not pruned: {row['role']})",
+            )
+        )
+    return columns(headers, rows, left=(0, 1, len(headers) - 1))
+
+
+def columns(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Rows of words as a table for a terminal; all columns but those in `left` end at their right edge."""
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    lines = []
+    for row in (headers, tuple("─" * width for width in widths), *rows):
+        cells = (
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def change_lines(table: pd.DataFrame) -> str:
+    """The table of `mp.compare` for a terminal."""
+    from mpviz.ui import text
+
+    headers = [
+        "layer",
+        "role",
+        "σ₊",
+        "→",
+        "spikes",
+        "→",
+        "moved",
+        "zeros",
+        "k",
+        "overlap out",
+        "in",
+        "chance out",
+        "in",
+    ]
+    rows = [
+        (
+            str(name).removesuffix(".weight"),
+            row["role"],
+            *(text.significant(row[f"sigma_plus_{end}"]) for end in ("base", "other")),
+            *(text.count(row[f"n_spikes_{end}"]) for end in ("base", "other")),
+            *(text.percent(row[column]) for column in ("moved", "sparsity_other")),
+            text.count(row["k"]),
+            *(text.significant(row[f"{kind}_{side}"]) for kind in ("overlap", "chance") for side in ("left", "right")),
+        )
+        for name, row in table.iterrows()
+    ]
+    return columns(headers, rows, left=(0, 1))
+
+
+class ProgressLine:
+    """One line on stderr that overwrites itself on a terminal; elsewhere a line for each tenth of the work."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._tenth = -1
+
+    def show(self, fraction: float, message: str) -> None:
+        """Say how far the work is, 0 … 1, and what it does."""
+        percent = f"{100 * fraction:3.0f} %"
+        if self._live:
+            filled = round(20 * fraction)
+            line = f"{'█' * filled}{'░' * (20 - filled)} {percent}  {message}"
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[K{line[:width]}")
+            sys.stderr.flush()
+        elif int(10 * fraction) > self._tenth:
+            self._tenth = int(10 * fraction)
+            print(f"{percent}  {message}", file=sys.stderr)
+
+    def clear(self) -> None:
+        """Take the line away, before something else is printed."""
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
