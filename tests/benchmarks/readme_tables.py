@@ -38,7 +38,43 @@ def models_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"sparsity": sparsity_table, "models": models_table}
+def accuracy_table() -> str:
+    """How well the noise and the spikes of known matrices are found, by us and by others."""
+    record = json.loads((ROOT / "data/benchmarks/known-truth.json").read_text())
+    parts = [(record["main"], "main"), (record["hold_out"], "hold-out")]
+    head = " | ".join(f"{name}: σ error %, median / 95th | spikes exact %" for _, name in parts)
+    lines = [f"| method | {head} |", "| --- " * (1 + 2 * len(parts)) + "|"]
+    for name in record["main"]["methods"]:
+        cells = [name]
+        for part, _ in parts:
+            row = part["methods"][name]
+            spread = row["sigma_error_95"]
+            cells.append(f"{row['sigma_error_median']:.2f} / " + ("fails" if spread is None else f"{spread:.2f}"))
+            cells.append(f"{100 * row['exact_when_detectable']:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    """CPU seconds for all matrices of ViT-B/16, beside the floor and WeightWatcher."""
+    record = json.loads((ROOT / "data/benchmarks/analyze-speed.json").read_text())
+    seconds, floor = record["seconds"], record["seconds"]["floor"]["cpu"]
+    names = {
+        "floor": "floor: Gram and eigensolve at the measured rate",
+        "mpviz_fast": 'mpviz, `precision="fast"`',
+        "mpviz": "mpviz",
+        "mpviz_cached": "mpviz, second call",
+        "weightwatcher_one_thread": "WeightWatcher, one thread",
+        "weightwatcher_mp_fit_one_thread": "WeightWatcher `mp_fit=True`, one thread",
+    }
+    lines = ["| ViT-B/16, 50 matrices | CPU seconds | times the floor |", "| --- | --- | --- |"]
+    for key, name in names.items():
+        spent = seconds[key]["cpu"]
+        lines.append(f"| {name} | {spent:.2f} | {spent / floor:.2f} |")
+    return "\n".join(lines)
+
+
+TABLES = {"sparsity": sparsity_table, "models": models_table, "accuracy": accuracy_table, "speed": speed_table}
 
 
 def filled(text: str) -> str:

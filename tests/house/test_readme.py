@@ -32,3 +32,12 @@ def test_its_pictures_and_files_exist(text, root):
         assert (root / path).stat().st_size < 500_000
     for path in re.findall(r"`((?:data|tests|notebooks)/[\w./-]+)`", text):
         assert (root / path).exists(), path
+
+
+def test_the_new_names_for_old_ones_are_columns_of_analyze(text):
+    from mpviz.nets.table import COLUMNS
+
+    section = text.split("## Coming from WeightWatcher")[1].split("\n## ")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) >= 14 and named <= set(COLUMNS)

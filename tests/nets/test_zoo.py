@@ -82,7 +82,9 @@ def test_an_unknown_tag_and_options_for_a_bundled_network_are_refused():
 
 
 def test_pretrained_weights_out_of_reach_name_the_remedy(no_network):
-    with pytest.raises(ModelError, match=rf"'{TINY}' cannot be had \(.*\); open a checkpoint.*give weights=FILE.*pretrained=False"):
+    with pytest.raises(
+        ModelError, match=rf"'{TINY}' cannot be had \(.*\); open a checkpoint.*give weights=FILE.*pretrained=False"
+    ):
         mp.load_model(TINY)
 
 

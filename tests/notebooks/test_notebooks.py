@@ -28,7 +28,28 @@ SAYS = {
         8: r" 0% removed  █{30} 100\.0% certified",
         9: r"half\.safetensors: \d\.\d MB",
         10: r"widget-view",
-    }
+    },
+    "01-the-marchenko-pastur-law": {
+        1: r"edges 3\.43e-05 … 0\.00117",
+        2: r"widget-view",
+        3: r"λ₊[\s\S]*5\.828",
+        4: r"p·KS of independent points",
+        5: r"coin flips[\s\S]*MP-like",
+        6: r"seen below",
+        7: r"overlap predicted",
+        8: r"scales differ +p·KS +\d+\.\d",
+    },
+    "02-spectra-of-trained-networks": {
+        1: r"random weights",
+        2: r"column scales differ",
+        3: r"widget-view",
+        4: r"stable_rank",
+        5: r"overlap, input side",
+        6: r"edge_ratio",
+        7: r"efficientnet-lite0",
+        8: r"widget-view",
+        9: r"planted_overlap",
+    },
 }
 
 
