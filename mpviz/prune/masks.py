@@ -58,8 +58,9 @@ class Ranking:
         open_layers = np.flatnonzero(factors > 0)
         available = int(self.sizes[open_layers].sum())
         if target > available:
+            wanted, there = (f"{number:,}".replace(",", "\u202f") for number in (target, available))  # thin spaces
             raise BudgetError(
-                f"sparsity {sparsity} removes {target} entries but the unlocked layers hold {available}; "
+                f"sparsity {sparsity:.6g} removes {wanted} entries but the unlocked layers hold {there}; "
                 "unlock a layer or lower the sparsity"
             )
         removed = np.zeros(len(self.names), dtype=int)

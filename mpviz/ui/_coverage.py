@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mpviz.workbench.views import CurveView
 
 _LABEL_GAP = 9.0  # percentage points between two labels, one text line at the smallest height
+_BOX = (26.0, 16.0)  # per cent of the frame that the words at the chosen position take
 _GREYED = 0.35
 
 
@@ -37,9 +38,10 @@ def coverage(curve: CurveView | None, theme: str = "light", draggable: bool = Fa
     data = _lines(series, colours)
     if curve.stale:
         data = [{**trace, "opacity": _GREYED} for trace in data]
-    shapes, mark, notes = _current(curve, colours, draggable)
+    labels = _labels(series, colours)
+    shapes, mark, notes = _current(curve, colours, draggable, _taken(series, labels))
     if not series["certified"]:
-        notes.append(note(text.EMPTY_COVERAGE, colours.muted, x=50, y=50))
+        notes.append(note(text.EMPTY_COVERAGE, colours.muted, x=50, y=50, bgcolor=colours.paper))
     base = layout(theme, *text.coverage_title(curve, theme))
     base["margin"]["r"] = 84
     percent_axis: Json = {"range": [0, 102], "tick0": 0, "dtick": 25, "fixedrange": True}
@@ -49,7 +51,7 @@ def coverage(curve: CurveView | None, theme: str = "light", draggable: bool = Fa
         "yaxis": axis(theme, "predictions, %", **percent_axis),
         "dragmode": False,
         "shapes": shapes,
-        "annotations": _labels(series, colours) + notes,
+        "annotations": labels + notes,
         "uirevision": "coverage",
     }  # fmt: skip
     return {"data": [*data, mark], "layout": base}
@@ -132,8 +134,27 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _current(curve: CurveView, colours: Palette, draggable: bool) -> tuple[list[Json], Json, list[Json]]:
-    """The chosen position: its line, its mark and its words."""
+def _taken(series: dict[str, list[tuple[float, float]]], labels: list[Json]) -> list[tuple[float, float]]:
+    """Places, in percent, that words should leave free: the curves, and the labels that stand inside the frame."""
+    places = [(100 * x, 100 * y) for points in series.values() for x, y in points]
+    return places + [(label["x"] + step, label["y"]) for label in labels if label["x"] < 100 for step in (4, 10, 16)]
+
+
+def _free(x: float, side: str, taken: list[tuple[float, float]]) -> Json:
+    """Where the words beside the chosen position cover least: low, in the middle, or high."""
+    left, right = (x - _BOX[0], x) if side == "right" else (x, x + _BOX[0])
+
+    def covered(low: float) -> int:
+        return sum(left <= px <= right and low <= py <= low + _BOX[1] for px, py in taken)
+
+    best = min((4.0, 42.0, 80.0), key=covered)
+    return {"y": best / 102, "yref": "paper", "yanchor": "bottom"}
+
+
+def _current(
+    curve: CurveView, colours: Palette, draggable: bool, taken: list[tuple[float, float]]
+) -> tuple[list[Json], Json, list[Json]]:
+    """The chosen position: its line, its mark and its words. taken: places that the words should leave free."""
     now = curve.current
     if now is None:
         return [], _mark([], colours.neutral, colours), []
@@ -150,7 +171,7 @@ def _current(curve: CurveView, colours: Palette, draggable: bool) -> tuple[list[
     side = "right" if x > 40 else "left"  # the words stand below the falling curve where they can
     words = f"<b>{text.percent(share)}</b> certified<br>{text.escape(tier)}"
     place = {"x": x, "xanchor": side, "xshift": -6 if side == "right" else 6, "align": side}
-    box = note(words, colour.text, **place, y=0.04, yref="paper", yanchor="bottom", bgcolor=faint(colours.paper, 0.8))
+    box = note(words, colour.text, **place, **_free(x, side, taken), bgcolor=faint(colours.paper, 0.8))
     return [line], mark, [box]
 
 

@@ -9,18 +9,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpviz.ui import text
-from mpviz.ui._spectrum_numbers import Bins, Floats, Window, bins_of, law_line, nonzero, on_scale, window_of
+from mpviz.ui._spectrum_numbers import (
+    AXIS_TITLE,
+    Bins,
+    Floats,
+    Window,
+    bins_of,
+    law_line,
+    nonzero,
+    on_scale,
+    shuffled_line,
+    window_of,
+)
 from mpviz.ui.theme import LIGHT, Json, axis, empty, faint, hatch, layout, note, palette
 
 if TYPE_CHECKING:
     from mpviz.workbench.views import SpectrumView
 
-_AXIS_TITLE = {
-    "eigenvalue": "eigenvalue λ of WᵀW/N",
-    "singular": "singular value s of W, s = √(N λ)",
-}
 _SYMBOL = {"eigenvalue": "λ", "singular": "s"}
 _LANE = 0.09  # of the height, below the bars, for the spike marks
+_LABEL = 0.24  # of the width, what the label of the edge needs on its left
 _HEADROOM = 1.24  # above the tallest bar, for the labels of the two lines
 
 
@@ -28,8 +36,9 @@ def spectrum(view: SpectrumView | None, scale: str = "eigenvalue", log_y: bool =
     """Histogram of the nonzero eigenvalues with the fitted Marchenko–Pastur density, edge, threshold and spikes.
 
     scale: "eigenvalue" (of X = WᵀW/N) or "singular" (s = √(N λ)). Areas are shares of the nonzero eigenvalues; the
-    law's area is the share that is bulk. Spike marks have their rank as customdata. Always five traces: bulk, spikes,
-    law, rug, spike marks (empty where there is nothing), so that a figure can be updated in place.
+    law's area is the share that is bulk. Spike marks have their rank as customdata. The dotted outline is the histogram
+    of the same entries in random order, where the view has it. Always six traces: bulk, spikes, law, rug, spike marks,
+    shuffled (empty where there is nothing), so that a figure can be updated in place.
     Raises MpvizError for an unknown scale or theme.
     """
     if view is None:
@@ -39,12 +48,12 @@ def spectrum(view: SpectrumView | None, scale: str = "eigenvalue", log_y: bool =
     law = law_line(view, scale)
     heights = _heights(bins, float(law[1].max(initial=0.0)), log_y, bool(view.spikes), palette(theme).axis)
     data = [_bars(bins, scale, theme, spikes, view.fitted, heights.base) for spikes in (False, True)]
-    data += [_law(*law, log_y, theme), *_spike_marks(view, scale, theme)]
-    shapes, notes = _lines(view, scale, theme) if view.fitted else ([], [])
+    data += [_law(*law, log_y, theme), *_spike_marks(view, scale, theme), _shuffled(view, scale, bins, theme)]
+    shapes, notes = _lines(view, scale, window, theme) if view.fitted else ([], [])
     notes += _far_spikes(view, scale, window, theme)
     base = layout(theme, text.spectrum_title(view, theme), text.spectrum_note(view, int(bins.counts.sum())))
     base |= {
-        "xaxis": axis(theme, _AXIS_TITLE[scale], grid=False, range=[window.low, window.high], ticks="outside"),
+        "xaxis": axis(theme, AXIS_TITLE[scale], grid=False, range=[window.low, window.high], ticks="outside"),
         "yaxis": axis(theme, "density", **heights.axis),
         # the marks keep their height when the density is zoomed or logarithmic
         "yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
@@ -118,6 +127,20 @@ def _law(x: Floats, y: Floats, log_y: bool, theme: str) -> Json:
     }
 
 
+def _shuffled(view: SpectrumView, scale: str, bins: Bins, theme: str) -> Json:
+    """The null hypothesis as an outline: what the same entries look like without their order."""
+    x, y = shuffled_line(view, scale, bins)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "shuffled entries",
+        "x": x.tolist(),
+        "y": y.tolist(),
+        "line": {"color": palette(theme).muted, "width": 1.5, "dash": "dot", "shape": "hv"},
+        "hovertemplate": "the same entries in random order<extra></extra>",
+    }
+
+
 def _spike_marks(view: SpectrumView, scale: str, theme: str) -> list[Json]:
     """A rug and a row of diamonds in the lane below the bars, on the second y axis that runs from 0 to 1."""
     colour = palette(theme).spike
@@ -151,8 +174,11 @@ def _spike_words(spike: Any, value: float, scale: str) -> str:
     )
 
 
-def _lines(view: SpectrumView, scale: str, theme: str) -> tuple[list[Json], list[Json]]:
-    """Edge and threshold, each with its label on the outer side: they are often only pixels apart."""
+def _lines(view: SpectrumView, scale: str, window: Window, theme: str) -> tuple[list[Json], list[Json]]:
+    """Edge and threshold, each with its label on the outer side: they are often only pixels apart.
+
+    Where the edge is too near the left end of the axis for its label, both stand on the right, one below the other.
+    """
     colours = palette(theme)
     places = on_scale(np.array([view.edges[1], view.threshold]), view.shape[0], scale).tolist()
     edge_name = "σ₊" if scale == "singular" else "λ₊"
@@ -163,11 +189,14 @@ def _lines(view: SpectrumView, scale: str, theme: str) -> tuple[list[Json], list
         (colours.threshold, "solid", "left", 5, f"Tracy–Widom threshold {text.significant(places[1])}",
          "T₊ = σ²(μ + t·s)/N: pure noise stays below it<br>Johnstone (2001), Ma (2012)"),
     ]  # fmt: skip
+    cramped = places[0] - window.low < _LABEL * (window.high - window.low)
     shapes, notes = [], []
     for x, (colour, dash, anchor, shift, label, formula) in zip(places, kinds, strict=True):
         line = {"color": colour.line, "width": 2, "dash": dash}
         shapes.append({"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line})
         place = {"x": x, "y": 1, "yref": "paper", "xanchor": anchor, "yanchor": "top", "xshift": shift}
+        if cramped and anchor == "right":
+            place |= {"x": places[1], "xanchor": "left", "xshift": -shift, "yshift": -16}
         notes.append(note(label, colour.text, **place, bgcolor=faint(colours.paper, 0.8), hovertext=formula))
     return shapes, notes
 

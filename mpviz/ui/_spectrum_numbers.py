@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 SCALES = ("eigenvalue", "singular")
+AXIS_TITLE = {
+    "eigenvalue": "eigenvalue λ of WᵀW/N",
+    "singular": "singular value s of W, s = √(N λ)",
+}
 _LAW_POINTS = 181
 _FEWEST_BINS, _MOST_BINS = 10, 56
 _ROOM = 0.6  # free axis right of the threshold for its label, in widths of the bulk
@@ -125,6 +129,23 @@ def law_line(view: SpectrumView, scale: str) -> tuple[Floats, Floats]:
     if low <= 1e-9 * high:  # at c = 1 the density does not fall to zero at the lower edge
         return np.append(plotted, ends[1]), np.append(y, 0.0)
     return np.concatenate([ends[:1], plotted, ends[1:]]), np.concatenate([[0.0], y, [0.0]])
+
+
+def shuffled_line(view: SpectrumView, scale: str, bins: Bins) -> tuple[Floats, Floats]:
+    """Outline (left ends, densities) of the histogram of the shuffled entries, in bins as wide as those of the layer.
+
+    Empty when they were not computed.
+    """
+    if view.shuffled is None:
+        return np.zeros(0), np.zeros(0)
+    values = on_scale(view.shuffled[view.shuffled > 0], view.shape[0], scale)
+    if not len(values) or not len(bins.left):
+        return np.zeros(0), np.zeros(0)
+    start = np.floor((float(values.min()) - bins.left[0]) / bins.width)
+    end = np.ceil((float(values.max()) - bins.left[0]) / bins.width)
+    borders = bins.left[0] + bins.width * np.arange(start, end + 1)
+    counts, _ = np.histogram(values, np.append(borders, np.inf))
+    return borders, np.append(counts[:-1] / (len(values) * bins.width), 0.0)
 
 
 def window_of(view: SpectrumView, scale: str) -> Window:

@@ -1,4 +1,4 @@
-// Names for controls inside shadow trees, and the arrow keys. Everything else is Python.
+// Names for controls inside shadow trees, the arrow keys, and pictures of figures. Everything else is Python.
 (() => {
   const CONTROLS = "input, select, textarea, button, .noUi-handle";
   const deep = (node, selector) => {
@@ -17,6 +17,14 @@
     if (named === group) group.setAttribute("role", "group");
     named.setAttribute("aria-label", field.dataset.label);
   };
+  // A control that is disabled while something loads loses the focus; it gets it back, unless another one has it by then.
+  let last = null;
+  document.addEventListener("focusin", (event) => {
+    last = event.composedPath().find((node) => node.dataset?.label !== undefined) ?? null;
+  });
+  const giveBack = (field, control) => {
+    if (field === last && document.activeElement === document.body && !control.disabled) control.focus();
+  };
   const waiting = new Set(document.querySelectorAll("[data-label]"));
   const follow = () => {
     for (const field of waiting) {
@@ -27,15 +35,43 @@
       const tree = control.getRootNode(); // a control that changes is drawn anew in it
       new MutationObserver(() => {
         const again = tree.querySelector(CONTROLS);
-        if (again) name(field, again);
-      }).observe(tree, { childList: true, subtree: true });
+        if (!again) return;
+        name(field, again);
+        giveBack(field, again);
+      }).observe(tree, { childList: true, subtree: true, attributeFilter: ["disabled"] });
     }
     if (waiting.size) setTimeout(follow, 200);
   };
   follow();
 
+  const take = ({ take: what, form }, card) => {
+    if (form !== "png" && form !== "svg") {
+      document.dispatchEvent(new CustomEvent("mpviz-take", { detail: { what, form } }));
+      return;
+    }
+    const plot = deep(card, ".js-plotly-plot");
+    const { clientWidth: width, clientHeight: height, layout } = plot;
+    const filename = layout.meta ?? what;
+    Plotly.downloadImage(plot, { format: form, width, height, filename, scale: form === "png" ? 2 : 1 });
+  };
+  const menus = [...document.querySelectorAll(".take")];
+  document.addEventListener("click", (event) => {
+    const button = event.composedPath()[0].closest?.("[data-take]");
+    if (button) take(button.dataset, button.closest(".card"));
+    for (const menu of menus) if (button || !menu.contains(event.target)) menu.open = false;
+  });
+
+  document.addEventListener("dblclick", (event) => {
+    const field = event.composedPath().find((node) => node.dataset?.reset !== undefined);
+    if (!field || !event.composedPath().some((node) => node.classList?.contains("noUi-target"))) return;
+    document.dispatchEvent(new CustomEvent("mpviz-take", { detail: { what: field.dataset.reset, form: "reset" } }));
+  });
+
   document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") for (const menu of menus) menu.open = false;
     const side = { ArrowLeft: "previous", ArrowRight: "next" }[event.key];
+    const held = last && document.activeElement === document.body && deep(last, CONTROLS)?.disabled;
+    if (held) return; // the arrow was meant for a control that is waiting
     if (!side || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (event.composedPath()[0].matches?.("input, select, textarea, .noUi-handle")) return;
     deep(document, `.mpviz-${side}`)?.shadowRoot?.querySelector("button")?.click();

@@ -11,6 +11,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Sequence
+from html import escape
 from importlib import import_module
 from typing import Any
 
@@ -18,8 +19,10 @@ import panel as pn
 from bokeh.settings import settings
 
 from mpviz.errors import MpvizError
+from mpviz.ui.dashboard_paint import RESETS
 from mpviz.ui.dashboard_session import Report, Session
 from mpviz.ui.dashboard_words import page_css, read_page_file
+from mpviz.ui.layer_figure import LOOKS, SHUFFLED_TIP
 
 TITLE = "mpviz"
 LOCAL_FILES = "static/extensions/panel/"
@@ -39,6 +42,9 @@ def app(
     page = pn.Template(read_page_file(".html"))
     page.add_variable("mpviz_css", page_css())
     page.add_variable("mpviz_js", read_page_file(".js"))
+    page.add_variable("looks_tip", escape("\n\n".join(f"{look.label}: {look.tip}" for look in LOOKS)))
+    page.add_variable("shuffled_tip", escape(SHUFFLED_TIP))
+    page.add_variable("resets", RESETS)
     page.add_variable("with_report", report is not None)
     for name, part in session.roots.items():
         page.add_panel(name, part)

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
 from mpviz.ui import dashboard_words as words
-from mpviz.ui import figures, text
+from mpviz.ui import figures, rows, text
+from mpviz.ui.layer_figure import layer_figure, look
+from mpviz.ui.takeaway import stamped
+from mpviz.workbench.names import PLAN
 from mpviz.workbench.views import JobStatus
 
 if TYPE_CHECKING:
@@ -19,9 +22,23 @@ if TYPE_CHECKING:
 Roots = Mapping[str, Any]
 
 # controls whose value is a setting of the Workbench under the same name
-SETTINGS = ("sparsity", "beta", "decay_end", "signal", "scale", "log_y", "split", "samples", "layer")
+SETTINGS = (
+    "sparsity",
+    "beta",
+    "decay_end",
+    "signal",
+    "scale",
+    "log_y",
+    "view",
+    "shuffled",
+    "split",
+    "samples",
+    "layer",
+)
 # a role whose layers can have a β of their own: the setting, and the box that says “as β”
 OWN_BETA = {"attention": ("beta_attention", "same_attention"), "mlp": ("beta_mlp", "same_mlp")}
+# sliders that a double click sets back to where they began
+RESETS = ("sparsity", "beta", "decay_end", "beta_attention", "beta_mlp")
 # what waits for a network
 _NEEDS_NETWORK = (*SETTINGS, "previous", "next", "recipe", "report")
 _NEEDS_LAYERS = ("lock", *(name for pair in OWN_BETA.values() for name in pair))
@@ -29,17 +46,21 @@ _NEEDS_LAYERS = ("lock", *(name for pair in OWN_BETA.values() for name in pair))
 
 @dataclass(frozen=True)
 class Seen:
-    """What the page shows besides the Workbench. wb: None until the first network is loaded. edit: counts draggings."""
+    """What the page shows besides the Workbench. wb: None until the first network is loaded. edit: counts draggings.
+
+    lower: what the card below the spectrum shows, "budgets", "layers" or "spikes".
+    """
 
     wb: Workbench | None
     job: JobStatus
     error: str = ""
     theme: str = "light"
     edit: int = 0
+    lower: str = "budgets"
 
 
 def _strip(roots: Roots, seen: Seen, wb: Workbench) -> None:
-    roots["strip"].object = _low(figures.strip(wb.table, wb.layer, seen.theme))
+    roots["strip"].object = stamped(_low(figures.strip(wb.table, wb.layer, seen.theme)), wb, "strip")
 
 
 def _low(figure: Json) -> Json:
@@ -50,11 +71,31 @@ def _low(figure: Json) -> Json:
 
 
 def _spectrum(roots: Roots, seen: Seen, wb: Workbench) -> None:
-    roots["spectrum"].object = figures.spectrum(wb.spectrum, wb.scale, wb.log_y, seen.theme)
+    figure = layer_figure(wb.spectrum, wb.view, wb.scale, wb.log_y, seen.theme)
+    roots["spectrum"].object = stamped(figure, wb, "spectrum")
 
 
 def _budgets(roots: Roots, seen: Seen, wb: Workbench) -> None:
-    roots["budgets"].object = _low(figures.budgets(wb.budgets, wb.layer, seen.theme))
+    if seen.lower == "budgets":
+        figure = _low(figures.budgets(wb.budgets, wb.layer, seen.theme))
+        roots["budgets"].object = stamped(figure, wb, "budgets")
+
+
+def _layer_rows(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    cells = rows.layer_cells(wb.table)
+    roots["layers"].param.update(cells=cells, ids=rows.keys(cells, "layer"))
+
+
+def _budget_rows(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if seen.lower == "layers":  # each message costs; what is not seen is sent when it is looked at
+        roots["layers"].param.update(live=rows.budget_cells(wb.table, wb.budgets), selected=wb.layer)
+
+
+def _spike_rows(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if seen.lower == "spikes":
+        cells = rows.spike_cells(wb.spectrum)
+        label = f"spikes of {wb.layer}"
+        roots["spikes"].param.update(cells=cells, ids=rows.keys(cells, "rank"), label=label)
 
 
 def _coverage(roots: Roots, seen: Seen, wb: Workbench) -> None:
@@ -65,7 +106,7 @@ def _coverage(roots: Roots, seen: Seen, wb: Workbench) -> None:
     figure = figures.coverage(curve, seen.theme)
     # else plotly keeps the place to which the line was dragged, whatever the state says
     figure["layout"]["editrevision"] = seen.edit
-    roots["coverage"].object = figure
+    roots["coverage"].object = stamped(figure, wb, "coverage")
 
 
 def _layers(roots: Roots, seen: Seen, wb: Workbench) -> None:
@@ -78,6 +119,10 @@ def _settings(roots: Roots, seen: Seen, wb: Workbench) -> None:
     for name in SETTINGS:
         if roots[name].value != getattr(wb, name):
             roots[name].value = getattr(wb, name)
+
+
+def _log_y(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    roots["log_y"].disabled = not look(wb.view).log_y
 
 
 def _betas(roots: Roots, seen: Seen, wb: Workbench) -> None:
@@ -132,7 +177,12 @@ def _waiting(roots: Roots, seen: Seen) -> None:
 
 
 def _comparison(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
-    roots["comparison"].object = words.comparison_html(None if wb is None else wb.comparison)
+    if wb is None or wb.comparison is None or wb.pruned_at is None:
+        roots["comparison"].object = words.comparison_html(None)
+        return
+    current = wb.comparison_is_current
+    caption = text.pruned_words(*wb.pruned_at, current)
+    roots["comparison"].object = words.comparison_html(wb.comparison, caption, current)
 
 
 def _alert(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
@@ -156,17 +206,21 @@ _WITH_NETWORK: list[tuple[Callable[[Roots, Seen, Workbench], None], set[str]]] =
     (_layers, {"table"}),
     (_settings, set(SETTINGS)),
     (_betas, {"table", "beta", "beta_attention", "beta_mlp"}),
-    (_budgets, {"budgets", "layer", "theme"}),
+    (_log_y, {"view", "job"}),
+    (_budgets, {"budgets", "layer", "theme", "lower"}),
+    (_layer_rows, {"table"}),
+    (_budget_rows, {"budgets", "table", "layer", "lower"}),
+    (_spike_rows, {"spectrum", "lower"}),
     (_coverage, {"curve", "theme"}),
     (_strip, {"table", "layer", "theme"}),
-    (_spectrum, {"spectrum", "scale", "log_y", "theme"}),
+    (_spectrum, {"spectrum", "scale", "log_y", "view", "theme"}),
     (_lock, {"layer", "locked", "budgets"}),
     (_sources, {"model", "data", "job"}),
     (_dense, {"info", "curve", "split"}),
 ]
 _ALWAYS: list[tuple[Callable[[Roots, Seen, Workbench | None], None], set[str]]] = [
     (_job, {"job", "comparison", "theme"}),
-    (_comparison, {"comparison"}),
+    (_comparison, {"comparison", "split", *PLAN}),
     (_alert, {"error", "job"}),
     (_footer, {"info", "job", "curve"}),
 ]

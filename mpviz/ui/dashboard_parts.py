@@ -11,12 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import panel as pn
+import param
 from bokeh.document import Document
 from panel.util import LazyHTMLSanitizer
 
 from mpviz.nets.paths import data_root
+from mpviz.ui.css import read_shared
 from mpviz.ui.dashboard_words import read_page_file
 from mpviz.ui.figures import CONFIG, empty
+from mpviz.ui.layer_figure import LOOKS
+from mpviz.ui.rows import LAYER_COLUMNS, SPIKE_COLUMNS, Column
 from mpviz.ui.theme import Json
 
 DATA = ("fashion-mnist", "digits")
@@ -46,9 +50,55 @@ class FigurePane(pn.pane.Plotly):
 
 
 def figure_pane(**config: Any) -> FigurePane:
-    """An empty figure that fills its cell. config: of plotly, over the one that all figures share."""
-    both = {**CONFIG, **config}
+    """An empty figure that fills its cell. config: of plotly, over the one that all figures share.
+
+    Without plotly's own buttons: the page has a menu in each card, which the keyboard reaches.
+    """
+    both = {**CONFIG, "displayModeBar": False, **config}
     return FigurePane(empty(""), config=both, sizing_mode="stretch_both", margin=0, link_figure=False)
+
+
+class _Offline(pn.custom.AnyWidgetComponent):
+    """A component of our own script alone: panel would name addresses of React, which nothing here needs."""
+
+    __abstract = True
+
+    @classmethod
+    def _process_importmap(cls) -> dict[str, dict[str, str]]:
+        return {}
+
+
+class Rows(_Offline):
+    """The sortable table. said: what somebody did in it, a dict with what and row."""
+
+    _esm = read_shared("download.js", "table.js")
+
+    columns = param.List([])
+    ids = param.List([])
+    cells = param.Dict({})
+    live = param.Dict({})
+    selected = param.String("")
+    label = param.String("")
+    unit = param.String("row")
+    empty = param.String("")
+    tall = param.Integer(0)
+    said = param.Dict({})
+
+
+class Courier(_Offline):
+    """Brings files to the page. said: what a menu asked for, a dict with what and form."""
+
+    _esm = read_shared("download.js", "dashboard_courier.js")
+
+    said = param.Dict({})
+
+
+def rows(columns: Iterable[Column], label: str, unit: str, invitation: str) -> Rows:
+    """An empty table that fills its cell. invitation: what is said while it has no rows."""
+    return Rows(
+        columns=[column.plain for column in columns], label=label, unit=unit, empty=invitation,
+        sizing_mode="stretch_both", margin=0, stylesheets=[read_shared("table.css")],
+    )  # fmt: skip
 
 
 def words(html: str = "", *css_classes: str) -> pn.pane.HTML:
@@ -74,9 +124,9 @@ def select(options: dict[str, Any], value: Any, **more: Any) -> pn.widgets.Selec
     return pn.widgets.Select(options=options, value=value, **_style(sizing_mode="stretch_width"), **more)
 
 
-def choice(options: dict[str, Any], value: Any) -> pn.widgets.RadioButtonGroup:
+def choice(options: dict[str, Any], value: Any, *css_classes: str) -> pn.widgets.RadioButtonGroup:
     """Two or three buttons of which one is down."""
-    return pn.widgets.RadioButtonGroup(options=options, value=value, **_style())
+    return pn.widgets.RadioButtonGroup(options=options, value=value, **_style(css_classes))
 
 
 def checkbox(label: str, value: bool) -> pn.widgets.Checkbox:
@@ -89,9 +139,9 @@ def text_input(placeholder: str) -> pn.widgets.TextInput:
     return pn.widgets.TextInput(placeholder=placeholder, **_style(sizing_mode="stretch_width"))
 
 
-def integer(value: int, start: int, step: int) -> pn.widgets.IntInput:
-    """A whole number."""
-    return pn.widgets.IntInput(value=value, start=start, step=step, **_style(sizing_mode="stretch_width"))
+def integer(value: int, step: int) -> pn.widgets.IntInput:
+    """A whole number. Without bounds: the page would keep what is beyond them, and say nothing."""
+    return pn.widgets.IntInput(value=value, step=step, **_style(sizing_mode="stretch_width"))
 
 
 def button(label: str, *css_classes: str, wide: bool = False) -> pn.widgets.Button:
@@ -126,10 +176,14 @@ def page_parts(model: str, data: str, with_report: bool) -> dict[str, Any]:
     """All parts of the page, by their names in dashboard.html."""
     return {
         **{name: words() for name in ("dense", "status", "comparison", "footer", "alert")},
-        "strip": figure_pane(displayModeBar=False),
+        "strip": figure_pane(),
         "spectrum": figure_pane(),
         "coverage": figure_pane(edits={"shapePosition": True}),  # its line is the chosen sparsity
         "budgets": figure_pane(),
+        "layers": rows(LAYER_COLUMNS, "all layers", "layer", "Choose a model to see its layers."),
+        "spikes": rows(SPIKE_COLUMNS, "spikes of the layer in view", "spike", "Nothing stands out of the bulk here."),
+        "lower": _lower(),
+        "courier": Courier(width=0, height=0, margin=0),
         **_rail(model, data),
         **({"report": download("Report", "report.html")} if with_report else {}),
         **_plan(),
@@ -143,6 +197,17 @@ def _theme() -> pn.widgets.Toggle:
     return made
 
 
+LOWER = ("budgets", "layers", "spikes")
+
+
+def _lower() -> pn.widgets.RadioButtonGroup:
+    """What the card below the spectrum shows; it changes in the browser at once."""
+    made = choice({name: name for name in LOWER}, LOWER[0], "tight")
+    names = ", ".join(f'"{name}"' for name in LOWER)
+    made.jscallback(value=f"document.querySelector('.card.budgets').dataset.shown = [{names}][cb_obj.active]")
+    return made
+
+
 def _rail(model: str, data: str) -> dict[str, Any]:
     return {
         "theme": _theme(),
@@ -151,7 +216,7 @@ def _rail(model: str, data: str) -> dict[str, Any]:
         "open": button("Open"),
         "data": select({name: name for name in dict.fromkeys([*DATA, data])}, data),
         "split": select({"test": "test", "calibration": "calibration"}, "test"),
-        "samples": integer(1000, start=1, step=500),
+        "samples": integer(1000, step=500),
         "prune": button("Prune", "strong", wide=True),
         "cancel": button("Cancel"),
         "checkpoint": download("Checkpoint", "pruned.safetensors"),
@@ -162,11 +227,13 @@ def _rail(model: str, data: str) -> dict[str, Any]:
 
 def _plan() -> dict[str, Any]:
     return {
-        "previous": button("←", "mpviz-previous"),
-        "next": button("→", "mpviz-next"),
+        "previous": button("←", "mpviz-previous", "tight"),
+        "next": button("→", "mpviz-next", "tight"),
         "layer": select({}, None),
-        "scale": choice({"λ": "eigenvalue", "s": "singular"}, "singular"),
-        "log_y": choice({"linear": False, "log": True}, False),
+        "scale": choice({"λ": "eigenvalue", "s": "singular"}, "singular", "tight"),
+        "log_y": choice({"linear": False, "log": True}, False, "tight"),
+        "view": select({look.label: look.name for look in LOOKS}, LOOKS[0].name),
+        "shuffled": pn.widgets.Toggle(label="shuffled", **_style(["tight"])),
         "sparsity": slider("sparsity", 0.5, (0.0, 0.99)),
         "beta": slider("β", 1.25, (0.0, 3.0), 0.05),
         "decay_end": slider("decay end", 0.7, (0.05, 1.0)),

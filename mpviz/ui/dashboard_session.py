@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from mpviz.errors import MpvizError
 from mpviz.ui import dashboard_parts as parts
-from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, SETTINGS, Seen, paint
+from mpviz.ui import text
+from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, RESETS, SETTINGS, Seen, paint
+from mpviz.ui.rows import toggled
+from mpviz.ui.takeaway import take
 from mpviz.workbench.jobs import Job
 from mpviz.workbench.views import JobStatus
 
@@ -42,7 +45,7 @@ class Session:
         self.wb: Workbench | None = None
         self.roots = parts.page_parts(model, data, with_report=report is not None)
         self._first_data, self._folder, self._report = data, folder, report
-        self._theme, self._error, self._edit = "light", "", 0
+        self._theme, self._error, self._edit, self._lower = "light", "", 0, parts.LOWER[0]
         self._loading: Job | None = None
         self._bridge = parts.Bridge(document, self._paint)
         self._follow_controls()
@@ -53,12 +56,16 @@ class Session:
             self.roots[name].param.watch(lambda event: react(event.new), what)
 
         for name in SETTINGS:
-            on(name, "value", partial(self._set, name))
+            on(name, "value", self._set_samples if name == "samples" else partial(self._set, name))
         for setting, box in OWN_BETA.values():
             on(setting, "value", partial(self._set_own_beta, setting, box))
             on(box, "value", partial(self._set_same, setting))
         on("lock", "value", self._set_lock)
         on("theme", "value", self._set_theme)
+        on("lower", "value", self._set_lower)
+        on("layers", "said", self._in_layers)
+        on("spikes", "said", self._in_spikes)
+        on("courier", "said", self._on_courier)
         on("model", "value", lambda name: self.open(model=name))
         on("data", "value", lambda name: self.open(data=name))
         on("other", "enter_pressed", lambda _: self._open_other())
@@ -93,7 +100,7 @@ class Session:
         folder = self._folder if source == self._first_data else None
         if wb is None:
             # the import inside takes seconds the first time: the page is there before
-            self._loading = Job("load", lambda job: _workbench(job, name, source, folder), self._on_loading)
+            self._loading = Job("load", lambda job: _workbench(job, name, source, folder), self._on_loading, True)
             self._loading.start()
         elif (name, source) != (wb.model, wb.data):
             self._with(lambda wb: wb.open(name, source, folder))
@@ -154,6 +161,19 @@ class Session:
             self._with(lambda wb: wb.change(**{name: value}))
         self._bridge.mark([name])  # what was refused goes back to what holds
 
+    def _set_samples(self, value: int | None) -> None:
+        """As many as the split has, and at least one; what was typed is put right where it was typed."""
+        if self.wb is None or value is None:
+            self._bridge.mark(["samples"])
+            return
+        most = self.wb.available
+        within = min(max(value, 1), most)
+        self._set("samples", within)
+        if within != value:
+            self._bridge.mark(["samples"])
+            images = text.plural(most, "image")
+            self._show_error(f"{text.count(value)} images asked for; the {self.wb.split} split has {images}")
+
     def _set_own_beta(self, setting: str, box: str, value: float) -> None:
         if not self.roots[box].value:
             self._set(setting, value)
@@ -166,12 +186,37 @@ class Session:
     def _set_lock(self, lock: bool) -> None:
         if self.wb is None or lock == (self.wb.layer in self.wb.locked):
             return
-        others = [name for name in self.wb.locked if name != self.wb.layer]
-        self._set("locked", [*others, self.wb.layer] if lock else others)
+        self._set("locked", toggled(self.wb.locked, self.wb.layer))
 
     def _set_theme(self, dark: bool) -> None:
         self._theme = "dark" if dark else "light"
         self._bridge.mark(["theme"])
+
+    def _set_lower(self, shown: str) -> None:
+        self._lower = shown
+        self._bridge.mark(["lower"])
+
+    def _in_layers(self, said: dict[str, Any]) -> None:
+        row = str(said.get("row", ""))
+        what = said.get("what")
+        if what == "pick":
+            self._with(lambda wb: wb.select(row))
+        elif what == "lock":
+            self._with(lambda wb: wb.change(locked=toggled(wb.locked, row)))
+        else:
+            self._send("layers", "layers", str(what))
+
+    def _on_courier(self, said: dict[str, Any]) -> None:
+        what, form = str(said.get("what", "")), str(said.get("form", ""))
+        if form != "reset":
+            self._send("courier", what, form)
+        elif what in RESETS and self.wb is not None and not self.roots[what].disabled:
+            default = self.wb.param[what].default
+            self._set(what, self.wb.beta if default is None else default)
+
+    def _in_spikes(self, said: dict[str, Any]) -> None:
+        if said.get("what") != "pick":
+            self._send("spikes", "spikes", str(said.get("what")))
 
     def _click_layer(self, click: Any) -> None:
         name = _clicked(click)
@@ -203,6 +248,10 @@ class Session:
 
     # --- files to take away ---------------------------------------------------------------------------------------
 
+    def _send(self, part: str, what: str, form: str) -> None:
+        """A file to the page, through the part of it that asked."""
+        self._with(lambda wb: self.roots[part].send(take(wb, what, form, self._theme).message))
+
     def _making(self, make: Callable[[Workbench], bytes]) -> Callable[[], Any]:
         """A coroutine function that makes a file on another thread; after an error, which is shown, it gives None."""
 
@@ -227,7 +276,7 @@ class Session:
         if self.wb is None and self._loading is not None and self._loading.status.state == "done":
             self._adopt(self._loading.result)
             changed = set(EVERYTHING)
-        paint(self.roots, Seen(self.wb, self.job, self._error, self._theme, self._edit), changed)
+        paint(self.roots, Seen(self.wb, self.job, self._error, self._theme, self._edit, self._lower), changed)
 
 
 def _without_argument(action: Callable[[], Any], _: Any) -> None:

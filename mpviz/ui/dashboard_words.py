@@ -4,46 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mpviz.ui import text
-from mpviz.ui.theme import FONT, THEMES, Colour, Palette, faint
+from mpviz.ui.css import read_shared, variables
+from mpviz.ui.theme import THEMES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from mpviz.workbench.views import CurveView, JobStatus
 
-_HERE = Path(__file__).parent
 EMPTY_COMPARISON = "<p class='quiet'>Press Prune to see what it costs.</p>"
 RECIPE_FILE = "recipe.toml"
 
 
 def read_page_file(suffix: str) -> str:
     """The text of dashboard.html, .css or .js, or of _widgets.css."""
-    return (_HERE / f"dashboard{suffix}").read_text(encoding="utf-8")
+    return read_shared(f"dashboard{suffix}")
 
 
 def page_css() -> str:
     """The style of the page: its rules, and the colours of both themes as variables."""
-    light, dark = (_variables(palette) for palette in THEMES.values())
-    return f':root{{--font:{FONT};{light}}}\n:root[data-theme="dark"]{{{dark}}}\n{read_page_file(".css")}'
-
-
-def _variables(palette: Palette) -> str:
-    """--paper, --bulk-fill …: one variable for each colour, and --quiet for surfaces that step back."""
-    lines = {"quiet": faint(palette.grid, 0.45)}
-    for part in fields(palette):
-        value = getattr(palette, part.name)
-        if isinstance(value, Colour):
-            lines |= {f"{part.name}-{use.name}": getattr(value, use.name) for use in fields(value)}
-        else:
-            lines[part.name] = value
-    return "".join(f"--{name}:{value};" for name, value in lines.items())
+    light, dark = (variables(palette) for palette in THEMES.values())
+    return f':root{{{light}}}\n:root[data-theme="dark"]{{{dark}}}\n{read_page_file(".css")}'
 
 
 def chip(tier: str) -> str:
@@ -52,18 +36,23 @@ def chip(tier: str) -> str:
     return f"<span class='chip {known}'>{text.escape(tier)}</span>"
 
 
-def comparison_html(table: pd.DataFrame | None) -> str:
-    """Before and after as a table: shares in percent, counts with thin spaces."""
+def comparison_html(table: pd.DataFrame | None, caption: str = "", current: bool = True) -> str:
+    """Before and after as a table: shares in percent, counts with thin spaces.
+
+    caption: with what it was measured, escaped. current: False greys the table, the page shows other settings.
+    """
     if table is None or len(table) == 0:
         return EMPTY_COMPARISON
     columns = (table[name].tolist() for name in ("quantity", "dense", "pruned", "tier"))
     body = "".join(
-        f"<tr><th scope='row'>{text.escape(quantity)} {chip(str(tier))}</th>"
+        f"<tr><th scope='row'>{text.escape(text.spaced(str(quantity)))} {chip(str(tier))}</th>"
         f"<td>{_amount(dense, dense)}</td><td>{_amount(pruned, dense)}</td></tr>"
         for quantity, dense, pruned, tier in zip(*columns, strict=True)
     )
     head = "<tr><th></th><th scope='col'>dense</th><th scope='col'>pruned</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    said = f"<p class='quiet' role='status'>{caption}</p>" if caption else ""
+    old = "" if current else " class='old'"
+    return f"{said}<table{old}><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def _amount(value: float, dense: float) -> str:
@@ -113,12 +102,13 @@ def dense_html(info: Mapping[str, Any], n_samples: int, split: str) -> str:
 
 def footer_html(job: JobStatus, info: Mapping[str, Any], version: str, curve: CurveView | None = None) -> str:
     """One line: what is being done, what runs where, versions, where the data come from."""
-    known, all_of_them = (0, 0) if curve is None else (int(np.isfinite(curve.coverage).sum()), len(curve.positions))
+    known, all_of_them = (0, 0) if curve is None else curve.progress
     device = str(info.get("device", "")) or text.NONE
     versions = str(info.get("versions", ""))
     parts = [
         f"{job.name}: {job.state}" if job.name else "no job",
         f"curve: {known} of {all_of_them} positions measured" if known < all_of_them else "",
+        f"locked layers let {text.percent(curve.limit)} go at most" if curve is not None and curve.limit < 1 else "",
         f"runs on {device}",
         versions if "mpviz" in versions else f"{versions} · mpviz {version}".strip(" ·"),
         str(info.get("data", "")),

@@ -6,8 +6,25 @@ well between 260 and 380 px, the strip from 150.
 """
 
 from mpviz.ui._coverage import coverage
+from mpviz.ui._distribution import distribution, quantiles
+from mpviz.ui._evolution import animated, evolution, limit_bulk, limit_spikes
 from mpviz.ui._layers import budgets, strip
 from mpviz.ui._spectrum import spectrum
+from mpviz.ui._tail import tail
 from mpviz.ui.theme import CONFIG, empty
 
-__all__ = ["CONFIG", "budgets", "coverage", "empty", "spectrum", "strip"]
+__all__ = [
+    "CONFIG",
+    "animated",
+    "budgets",
+    "coverage",
+    "distribution",
+    "empty",
+    "evolution",
+    "limit_bulk",
+    "limit_spikes",
+    "quantiles",
+    "spectrum",
+    "strip",
+    "tail",
+]

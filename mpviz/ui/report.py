@@ -101,18 +101,10 @@ def workbench_html(workbench: Workbench, theme: str = "light", when: datetime | 
         views=[spectrum_view(layer) for layer in workbench.spectra.values()],
         recipe=_recipe_text(workbench),
         comparison=workbench.comparison,
-        caveat="" if _is_current(workbench) else "Pruned with other settings than those of this report.",
+        caveat="" if workbench.comparison_is_current else "Pruned with other settings than those of this report.",
         curve=curve,
     )
     return page(content, theme, when or datetime.now().astimezone())
-
-
-def _is_current(workbench: Workbench) -> bool:
-    """False when the sliders have moved since the last pruning."""
-    if workbench.masks is None:
-        return True
-    removed = {name: int((~mask).sum()) for name, mask in workbench.masks.items()}
-    return removed == workbench.budgets["removed"].to_dict()
 
 
 def _share(budgets: pd.DataFrame) -> float:

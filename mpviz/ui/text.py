@@ -6,6 +6,7 @@ What ends in `_title` is rich text (the few tags that plotly and HTML share) wit
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from mpviz.ui.theme import Colour, palette
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mpviz.recipe import BudgetPlan
     from mpviz.workbench.views import CurveView, SpectrumView
 
 THIN = "\u202f"  # narrow no-break space: between thousands, and before % and units
@@ -129,6 +131,25 @@ def elided(sentence: str, longest: int) -> str:
     return sentence[: longest - 1].rsplit(" ", 1)[0] + " …"
 
 
+def spaced(words: str) -> str:
+    """Words in which whole numbers from 10 000 on get thin spaces. Not escaped.
+
+    >>> spaced("accuracy, 10000 test images of 2024")
+    'accuracy, 10\u202f000 test images of 2024'
+    """
+    return re.sub(r"(?<![\w.])\d{5,}(?![\w.])", lambda found: count(int(found[0])), words)
+
+
+def pruned_words(plan: BudgetPlan, split: str, current: bool) -> str:
+    """“pruned at 60 %, β 1.25, test”, and whether the settings are others by now; escaped."""
+    strength = f"β {significant(plan.beta)}" if plan.beta else "plain magnitude"
+    settings = [f"pruned at {percent(plan.sparsity)}", strength]
+    settings += [f"β {role} {significant(beta)}" for role, beta in plan.beta_by_role.items()]
+    settings += [f"{plural(len(plan.locked), 'layer')} locked"] if plan.locked else []
+    moved = "" if current else "; the settings have moved since"
+    return escape(", ".join([*settings, split])) + moved
+
+
 def aligned(values: Sequence[float | None], digits: int = 3) -> list[str]:
     """A column of numbers whose decimal points stand under each other, the largest with `digits` significant ones.
 
@@ -156,18 +177,23 @@ def key(mark: str, text: str, colour: Colour) -> str:
     return _word(mark, colour.line) + " " + _word(text, colour.text)
 
 
-def fit_words(mp_like: bool, rigidity: float) -> str:
-    """How good the fit is, in words. A poor fit is said aloud."""
+def fit_words(mp_like: bool, rigidity: float, reason: str = "") -> str:
+    """How good the fit is, in words; escaped. A poor fit is said aloud, with the reason where it is known.
+
+    >>> fit_words(True, 2.4), fit_words(False, 12.0, "heavy tail"), fit_words(False, 12.0)
+    ('MP fit good (p·KS 2.4)', '⚠ heavy tail (p·KS 12)', '⚠ MP fit poor (p·KS 12)')
+    """
     if not math.isfinite(rigidity):
-        return "⚠ no MP fit"
-    return f"{'MP fit good' if mp_like else '⚠ MP fit poor'} (p·KS {significant(rigidity, 2)})"
+        return f"⚠ no MP fit: {escape(reason)}" if reason else "⚠ no MP fit"
+    poor = f"⚠ {escape(reason)}" if reason else "⚠ MP fit poor"
+    return f"{'MP fit good' if mp_like else poor} (p·KS {significant(rigidity, 2)})"
 
 
 def spectrum_title(view: SpectrumView, theme: str = "light") -> str:
     """“blocks.3.mlp.fc1 — ■ 94 % bulk, ◆ 31 spikes, MP fit good (p·KS 2.4)”."""
     colours = palette(theme)
     name = f"<b>{escape(short_name(view.layer))}</b>"
-    fit = fit_words(view.mp_like, view.rigidity)
+    fit = fit_words(view.mp_like, view.rigidity, view.reason)
     if not view.fitted:
         return f"{name} — {fit}"
     bulk = key("■", f"{percent(view.bulk_fraction, 2)} bulk", colours.bulk)
@@ -185,6 +211,14 @@ def spectrum_note(view: SpectrumView, nonzero: int) -> str:
     return f"{size}, {count(nonzero)} nonzero eigenvalues" + (f" ({count(zeros)} zero, not drawn)" if zeros else "")
 
 
+def _why(poor: pd.DataFrame) -> str:
+    """“: heavy tail”, or “, mostly column scales differ”; nothing when no reasons are known."""
+    if "reason" not in poor:
+        return ""
+    reasons = poor["reason"].value_counts()
+    return f"{':' if len(reasons) == 1 else ', mostly'} {escape(reasons.index[0])}"
+
+
 def strip_title(table: pd.DataFrame, theme: str = "light") -> str:
     """“26 layers — ■ 91 % bulk, ◆ 312 spikes learned, MP fit poor in 3”."""
     colours = palette(theme)
@@ -194,9 +228,9 @@ def strip_title(table: pd.DataFrame, theme: str = "light") -> str:
     if not known.any():
         return f"{head} — none has a Marchenko–Pastur fit"
     share = float((table["bulk_fraction"] * sizes)[known].sum() / sizes[known].sum())
-    poor = int((~table["mp_like"][known].astype(bool)).sum())
-    fits = "MP fit good in all" if poor == 0 else f"MP fit poor in {count(poor)}"
-    bulk = key("■", f"{percent(share, 2)} of the spectrum is bulk", colours.bulk)
+    poor = table[known & ~table["mp_like"].astype(bool)]
+    fits = f"⚠ MP fit poor in {count(len(poor))}{_why(poor)}" if len(poor) else "MP fit good in all"
+    bulk = key("■", f"{percent(share, 2)} bulk", colours.bulk)
     spikes = key("◆", plural(int(table["n_spikes"][known].sum()), "spike"), colours.spike)
     return f"{head} — {bulk}, {spikes}, {fits}"
 
@@ -217,7 +251,7 @@ def coverage_title(curve: CurveView, theme: str = "light") -> tuple[str, str]:
     """The finding and, as a second quieter line, how it is known."""
     colours = palette(theme)
     now = curve.current
-    images = f"{count(curve.n_samples)} {escape(curve.split)} images"
+    images = f"{count(curve.n_samples)} {escape(curve.split)} images" if curve.n_samples else ""
     waiting = "old curve, updating …" if curve.stale else ""
     if now is None or not math.isfinite(now["coverage"]):
         return "<b>Certified predictions against sparsity</b>", ", ".join(filter(None, (images, waiting)))

@@ -172,7 +172,8 @@ class Measurer:
             samples, preview, aim, old = self._samples, self._preview, self._aim, self._old
         points = {} if preview is None else {point.sparsity: point for point in preview.points()}
         if not points:
-            return EMPTY_CURVE if old is None else replace(old, current=None, stale=True)
+            limit = 1.0 if aim is None else aim.limit
+            return replace(EMPTY_CURVE if old is None else old, current=None, stale=old is not None, limit=limit)
 
         def along(name: str) -> np.ndarray:
             return np.array([getattr(points[s], name) if s in points else np.nan for s in POSITIONS])
@@ -187,4 +188,5 @@ class Measurer:
             current=None if now is None else vars(now),
             n_samples=len(samples.labels),
             split=samples.split,
+            limit=aim.limit,
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import param
 
 from mpviz.workbench.measure import EMPTY_CURVE
+from mpviz.workbench.names import VIEWS
 from mpviz.workbench.views import JobStatus
-
-PLAN = ("sparsity", "signal", "beta", "decay_end", "beta_attention", "beta_mlp", "locked")
 
 
 class Settings(param.Parameterized):
@@ -27,6 +26,8 @@ class Settings(param.Parameterized):
     samples = param.Integer(1000, bounds=(1, None), doc="how many of them the preview uses")
     scale = param.Selector(default="singular", objects=["eigenvalue", "singular"], doc="axis of the spectrum")
     log_y = param.Boolean(False, doc="logarithmic density")
+    view = param.Selector(default="histogram", objects=list(VIEWS), doc="how the spectrum is drawn")
+    shuffled = param.Boolean(False, doc="draw the same entries in random order beside it")
 
     table = param.DataFrame(None, doc="of mp.analyze")
     budgets = param.DataFrame(None, doc="one row a prunable layer")

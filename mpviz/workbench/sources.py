@@ -16,7 +16,7 @@ from mpviz.nets.spectra import LayerSpectrum, layer_spectra, table_of
 from mpviz.nets.zoo import load_model
 from mpviz.prune.masks import Ranking
 from mpviz.workbench.jobs import Job
-from mpviz.workbench.views import SpectrumView
+from mpviz.workbench.views import SpectrumView, TailView
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,4 +105,19 @@ def spectrum_view(layer: LayerSpectrum) -> SpectrumView:
         mp_like=fit.mp_like,
         verdict=fit.verdict,
         spikes=spikes,
+        law_cdf=None if fit.law is None else fit.law.cdf_nonzero,
+        law_ppf=None if fit.law is None else fit.law.ppf_nonzero,
+        rigidity_limit=fit.rigidity_limit,
+        p_value=fit.p_value,
+        reason=fit.reason,
+        sigma_plus_interval=fit.sigma_plus_interval,
+        shuffled=None if layer.shuffled is None else layer.shuffled.eigenvalues,
+        tail=_tail_view(layer),
     )
+
+
+def _tail_view(layer: LayerSpectrum) -> TailView | None:
+    found = layer.tail
+    if found is None:
+        return None
+    return TailView(found.alpha, found.x_min, found.ks, found.n_tail, found.no_tail, found.why)

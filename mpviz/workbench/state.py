@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -17,16 +15,16 @@ from torch import Tensor, nn
 
 from mpviz.certificates.margins import Certificate
 from mpviz.certificates.preview import Point
-from mpviz.errors import ModelError, MpvizError, nearest
-from mpviz.nets.spectra import LayerSpectrum
+from mpviz.errors import ModelError, MpvizError
 from mpviz.nets.store import save
 from mpviz.pipeline import budget_table, compare_models, plan_weights, prune_and_certify, results_of
 from mpviz.prune.allocate import layer_names
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
 from mpviz.workbench.jobs import Job, sentence
+from mpviz.workbench.layer import LayerInView
 from mpviz.workbench.measure import Aim, Measurer, Samples, open_samples
-from mpviz.workbench.settings import PLAN, Settings
-from mpviz.workbench.sources import Subject, open_data, open_subject, spectrum_view
+from mpviz.workbench.names import PLAN
+from mpviz.workbench.sources import Subject, open_data, open_subject
 from mpviz.workbench.views import JobStatus
 
 
@@ -35,7 +33,7 @@ def _telling(subject: Subject) -> str:
     return max(subject.ranking.names, key=lambda name: len(subject.spectra[name].eigenvalues))
 
 
-class Workbench(Settings):
+class Workbench(LayerInView):
     """One network, one data set, one plan; every face shows and edits this.
 
     >>> wb = Workbench("fashion-mlp")             # doctest: +SKIP
@@ -61,7 +59,6 @@ class Workbench(Settings):
             settings["layer"] = layer_names([settings["layer"]], subject.spectra, "layer")[0]
         settings["locked"] = layer_names(settings.get("locked", ()), subject.ranking.names, "locked layer")
         splits = open_data(data, folder, subject.network)
-        self._lock = threading.RLock()
         self._valid: dict[str, Any] = {}
         self._folder = folder
         self._job: Job | None = None
@@ -70,16 +67,12 @@ class Workbench(Settings):
         self.certificate: Certificate | None = None
         self.masks: dict[str, Tensor] | None = None
         self.pruned: nn.Module | None = None
+        self.pruned_at: tuple[BudgetPlan, str] | None = None  # plan and split of the comparison
         super().__init__(**settings)
         self._adopt(subject, data, splits)
         self.param.watch(self._plan, list(PLAN))
-        self.param.watch(self._on_layer, ["layer"])
+        self._follow_layer()
         self.param.watch(self._on_samples, ["split", "samples"])
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # param's batches are not thread-safe: two that overlap leave it batching for ever
-        with self.__dict__.get("_lock") or contextlib.nullcontext():
-            super().__setattr__(name, value)
 
     # --- what is loaded -------------------------------------------------------------------------------------------
 
@@ -89,14 +82,9 @@ class Workbench(Settings):
         return self._subject.network
 
     @property
-    def spectra(self) -> dict[str, LayerSpectrum]:
-        """Spectrum, fit and spikes of every layer, by parameter name."""
-        return self._subject.spectra
-
-    @property
-    def layers(self) -> list[str]:
-        """Parameter names of all layers, in the order of the network."""
-        return list(self._subject.spectra)
+    def available(self) -> int:
+        """How many samples the chosen split has."""
+        return len(getattr(self._splits, self.split))
 
     def open(self, model: str | Path | nn.Module, data: str | None = None, folder: str | None = None) -> Job:
         """Load another network (and data set) in the background; on an error everything stays as it is."""
@@ -110,16 +98,17 @@ class Workbench(Settings):
             job.tell(0.8, f"reading {name}")
             splits = open_data(name, folder, subject.network)
             samples = open_samples(subject.network, getattr(splits, self.split), self.samples, cancelled=job.cancelled)
+            job.claim()
             self._folder = folder
             self._adopt(subject, name, splits, samples)
 
-        return self._run("load", load)
+        return self._run("load", load, abandonable=True)
 
     def _adopt(self, subject: Subject, data: str, splits: Any, samples: Samples | None = None) -> None:
         with self._lock:
             self._subject, self._splits = subject, splits
             self._use_samples(samples)
-            self.certificate = self.masks = self.pruned = None
+            self.certificate = self.masks = self.pruned = self.pruned_at = None
             prunable = subject.ranking.names
             with param.parameterized.batch_call_watchers(self), param.edit_constant(self):
                 self.param.update(
@@ -131,37 +120,8 @@ class Workbench(Settings):
                     error="",
                     layer=self.layer if self.layer in subject.spectra else _telling(subject),
                 )
-            self.spectrum = spectrum_view(subject.spectra[self.layer])
+            self._show_layer()
         self._plan()
-
-    # --- the layer in view ----------------------------------------------------------------------------------------
-
-    def select(self, layer: str) -> None:
-        """Show another layer. Raises ModelError for an unknown one, with the nearest."""
-        self._known(layer)
-        self.layer = layer
-
-    def _known(self, layer: str) -> None:
-        if layer not in self._subject.spectra:
-            raise ModelError(f"unknown layer '{layer}'; {nearest(layer, self.layers)}")
-
-    def next_layer(self) -> None:
-        """Show the next layer; after the last comes the first."""
-        self._step_layer(1)
-
-    def previous_layer(self) -> None:
-        """Show the layer before; before the first comes the last."""
-        self._step_layer(-1)
-
-    def _step_layer(self, by: int) -> None:
-        self.layer = self.layers[(self.layers.index(self.layer) + by) % len(self.layers)]
-
-    def _on_layer(self, event: param.parameterized.Event) -> None:
-        known = self._subject.spectra
-        if event.new not in known:
-            self.layer = event.old
-            raise ModelError(f"unknown layer '{event.new}'; {nearest(event.new, known)}")
-        self.spectrum = spectrum_view(known[event.new])
 
     # --- the plan -------------------------------------------------------------------------------------------------
 
@@ -170,7 +130,7 @@ class Workbench(Settings):
         """The budget part of the recipe, as the sliders stand."""
         roles = {"attention": self.beta_attention, "mlp": self.beta_mlp}
         return BudgetPlan(
-            sparsity=float(self.sparsity),
+            sparsity=round(float(self.sparsity), 6),  # sliders count in floats, 0.2 would be 0.20000000000000004
             signal=self.signal,
             beta=float(self.beta),
             decay_end=float(self.decay_end),
@@ -275,7 +235,8 @@ class Workbench(Settings):
         """Prune a copy by the present plan and measure it on the whole split, in the background."""
         plan, subject = self.plan, self._subject
         recipe = self.recipe.to_dict() if subject.loadable else None
-        split = getattr(self._splits, self.split)
+        split_name = self.split
+        split = getattr(self._splits, split_name)
 
         def work(job: Job) -> None:
             job.tell(0.0, "choosing the weights to remove")
@@ -291,12 +252,20 @@ class Workbench(Settings):
             budgets = budget_table(subject.table, weights, counts)
             comparison = compare_models(subject.network, pruned, budgets, cert)
             job.tell(0.99, "comparing")
+            job.claim()
             with self._lock:
                 self.masks, self.pruned, self.certificate = masks, pruned, cert
                 self._pruned_recipe, self._pruned_budgets = recipe, budgets
+                self.pruned_at = (plan, split_name)
             self._set(comparison=comparison)
 
         return self._run("prune", work)
+
+    @property
+    def comparison_is_current(self) -> bool:
+        """False when plan or split are no longer those that `comparison` was measured with; True when there is none."""
+        measured = self.pruned_at  # no lock: a screen that paints must never wait for a job
+        return measured is None or measured == (self.plan, self.split)
 
     def save(self, path: str | Path) -> Path:
         """Write the last pruned model with masks, recipe and results. Raises ModelError when nothing was pruned yet."""
@@ -320,12 +289,13 @@ class Workbench(Settings):
         """End background work; the state can still be read."""
         self.cancel()
         self._measurer.close()
+        self._close_layer()
 
-    def _run(self, name: str, work: Callable[[Job], None]) -> Job:
+    def _run(self, name: str, work: Callable[[Job], None], abandonable: bool = False) -> Job:
         with self._lock:
             if self._job is not None and self._job.status.busy:
                 raise MpvizError(f"a job is running already ({self._job.name}); cancel it or wait for it")
-            self._job = job = Job(name, work, self._on_status)
+            self._job = job = Job(name, work, self._on_status, abandonable)
             self.error = ""
         return job.start()
 
@@ -340,10 +310,6 @@ class Workbench(Settings):
         if "layer" in settings:
             self._known(settings["layer"])
         self._set(**settings)
-
-    def _set(self, **outputs: Any) -> None:
-        with self._lock:
-            self.param.update(**outputs)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         # the widgets live a floor above: asked for by name, and only when a notebook wants to show them

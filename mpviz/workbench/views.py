@@ -12,6 +12,18 @@ import numpy as np
 JobState = Literal["idle", "running", "done", "cancelled", "failed"]
 
 
+@dataclass(frozen=True)
+class TailView:
+    """A power law λ^−α above x_min, on the scale of X. no_tail: it is not one, and `why` says so."""
+
+    alpha: float
+    x_min: float
+    ks: float
+    n_tail: int
+    no_tail: bool
+    why: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class SpectrumView:
     """One layer's spectrum and its Marchenko–Pastur fit, ready to draw. Eigenvalues are those of X = WᵀW / N.
@@ -21,6 +33,10 @@ class SpectrumView:
     X. sigma_plus: √(N λ₊). rigidity: p·KS, below 5 for a true Marchenko–Pastur bulk. spikes: the largest first, each
     with rank (from 1), eigenvalue, strength (the singular value of the signal behind it) and overlap (0 … 1, or a
     (left, right) pair). Numbers that the fit could not give are NaN, and `verdict` says why.
+    law_cdf, law_ppf: distribution function and quantiles of the fitted law over x > 0; None without a fit.
+    rigidity_limit: what p·KS of true noise of this size stays below; p_value: how often it is larger there. reason:
+    the verdict as one of a few words. sigma_plus_interval: 95 % interval of σ₊. shuffled: eigenvalues of the same
+    entries in random order. tail: the power law fitted to the largest eigenvalues.
     """
 
     layer: str
@@ -37,6 +53,14 @@ class SpectrumView:
     mp_like: bool
     verdict: str
     spikes: Sequence[Mapping[str, Any]] = ()
+    law_cdf: Callable[[np.ndarray], np.ndarray] | None = None
+    law_ppf: Callable[[np.ndarray], np.ndarray] | None = None
+    rigidity_limit: float = 5.0
+    p_value: float = math.nan
+    reason: str = ""
+    sigma_plus_interval: tuple[float, float] = (math.nan, math.nan)
+    shuffled: np.ndarray | None = None
+    tail: TailView | None = None
 
     @property
     def fitted(self) -> bool:
@@ -51,7 +75,8 @@ class CurveView:
     positions, coverage, unchanged, accuracy: Float64["21"]. coverage: share of samples whose label is certified
     (margin > 2η); unchanged: share whose label is in fact the dense one, never below coverage. current: the chosen
     position as a dict with sparsity, coverage, unchanged, accuracy and tier ("measured" or "estimate"), or None.
-    stale: the curve belongs to earlier budgets and is being measured again.
+    stale: the curve belongs to earlier budgets and is being measured again. limit: the most that can go, below 1 when
+    layers are locked; nothing is measured beyond it.
     """
 
     positions: np.ndarray
@@ -62,6 +87,13 @@ class CurveView:
     n_samples: int = 0
     split: str = "test"
     stale: bool = False
+    limit: float = 1.0
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many positions are measured, and how many can be; an old curve counts for nothing."""
+        reachable = self.positions <= self.limit
+        return 0 if self.stale else int(np.isfinite(self.coverage[reachable]).sum()), int(reachable.sum())
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,9 @@ class View:
         )
 
     def button(self, name: str) -> Locator:
-        """A button by its words or its tooltip."""
-        words = self.root.locator("button").filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s*$"))
-        return words.or_(self.root.locator(f"button[title='{name}']"))
+        """A button by its words or its tooltip; those inside tables are the tables' own."""
+        words = self.root.locator("button.jupyter-button").filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s*$"))
+        return words.or_(self.root.locator(f"button.jupyter-button[title='{name}']"))
 
     def press_timed(self, label: str, keys: list[str], figures: list[int], pause: float = 0.5) -> list[float]:
         """Milliseconds from each key on a slider's handle until all these figures are on the screen again."""

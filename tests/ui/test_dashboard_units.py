@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from mpviz.errors import MpvizError
 from mpviz.ui import dashboard, dashboard_paint, dashboard_words, theme
 from mpviz.ui.dashboard_parts import Bridge, page_parts, words
 from mpviz.ui.dashboard_session import Session
+from mpviz.ui.takeaway import FIGURES, TABLES
 from mpviz.workbench.views import CurveView, JobStatus
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -87,6 +89,12 @@ def test_the_footer_says_how_far_the_curve_is():
     some[:3] = 0.9
     view = CurveView(np.linspace(0, 1, 21), some, nothing, nothing)
     assert "curve: 3 of 21 positions" in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", view)
+    limited = replace(view, limit=0.1)  # locked layers hold the rest
+    assert view.positions[:3].tolist() == [0, 0.05, 0.1]
+    words = dashboard_words.footer_html(JobStatus(), {}, "0.1.0", limited)
+    assert "positions" not in words and "locked layers let 10\u202f% go at most" in words
+    old = replace(view, coverage=np.ones(21), stale=True)
+    assert "curve: 0 of 21 positions" in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", old)
     view = CurveView(np.linspace(0, 1, 21), np.ones(21), nothing, nothing)
     assert "curve" not in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", view)
 
@@ -106,6 +114,13 @@ def test_the_template_places_every_part_and_asks_for_no_other():
     parts = page_parts("fashion-mlp", "fashion-mnist", with_report=True)
     html = dashboard_words.read_page_file(".html")
     placed = set(re.findall(r"roots\.(\w+)", html)) | set(re.findall(r'field\("(\w+)"', html))
+    menus = {(what, form.lower()) for what, forms in re.findall(r'take\("(\w+)", ([^)]*)\)', html)
+             for form in re.findall(r'"(\w+)"', forms)}  # fmt: skip
+    pictures, files = (
+        ("png", "svg"),
+        {(w, "html") for w in FIGURES} | {(w, f) for w in TABLES for f in ("csv", "parquet")},
+    )
+    assert {(what, form) for what, form in menus if form not in pictures} <= files
     assert placed == set(parts)
     assert "report" not in page_parts("fashion-mlp", "fashion-mnist", with_report=False)
     assert not re.search(r"https?://", html + dashboard_words.read_page_file(".js"))
@@ -168,7 +183,7 @@ def test_every_output_of_the_state_is_drawn_somewhere():
 
     outputs = set(Workbench.param) - {"name"}
     assert outputs - dashboard_paint.EVERYTHING == set()
-    assert dashboard_paint.EVERYTHING - outputs == {"theme"}
+    assert dashboard_paint.EVERYTHING - outputs == {"theme", "lower"}  # of the page alone
 
 
 # ---- a session ---------------------------------------------------------------------------------------------------
@@ -197,6 +212,7 @@ def loaded():
 def session(loaded):
     wb = loaded.wb
     wb.param.update(sparsity=0.5, beta=1.25, beta_mlp=None, locked=[], layer="features.fc1.weight", error="")
+    wb.param.update(view="histogram", shuffled=False, split="test", samples=200)
     loaded._dismiss()
     return loaded
 
@@ -346,6 +362,122 @@ def test_pruning_fills_the_table_and_the_files_can_be_taken_away(session, tmp_pa
 
     (tmp_path / "pruned.safetensors").write_bytes(asyncio.run(session.roots["checkpoint"].callback()).read())
     assert mp.load(tmp_path / "pruned.safetensors").masks
+
+
+def test_before_and_after_says_with_what_it_was_measured_and_when_that_is_over(session):
+    session.wb.prune().wait(120)
+    until(lambda: "pruned at 50\u202f%, β 1.25, test" in session.roots["comparison"].object)
+    assert "class='old'" not in session.roots["comparison"].object
+    changes = ({"beta": 0.5}, {"sparsity": 0.6}, {"signal": "alpha"}, {"split": "calibration"}, {"decay_end": 0.9})
+    for change in changes:
+        name = next(iter(change))
+        before = getattr(session.wb, name)
+        session.wb.change(**change)
+        assert "settings have moved since" in session.roots["comparison"].object, change
+        assert "class='old'" in session.roots["comparison"].object
+        session.wb.change(**{name: before})
+        assert "moved since" not in session.roots["comparison"].object, change
+
+
+def test_a_slider_moved_while_pruning_runs_is_told_at_its_end(session):
+    job = session.wb.prune()
+    session.wb.sparsity = 0.2
+    job.wait(120)
+    until(lambda: "pruned at 50\u202f%" in session.roots["comparison"].object)
+    assert "settings have moved since" in session.roots["comparison"].object
+
+
+def test_float_noise_of_a_slider_reaches_no_sentence(session):
+    session.wb.locked = ["features.fc2.weight"]
+    session.roots["sparsity"].value = 0.1 + 0.2
+    assert session.wb.plan.sparsity == 0.3
+    session.wb.change(sparsity=0.7000000000000001, locked=["features.fc1.weight"])
+    words = session.roots["alert"].object
+    assert "sparsity 0.7 removes" in words and "0.700000" not in words and re.search(r"removes \d+\u202f\d{3} ", words)
+
+
+def test_images_are_kept_within_the_split_and_it_is_said(session):
+    field = session.roots["samples"]
+    for typed, kept in ((0, 1), (-5, 1), (99_999_999, session.wb.available), (200, 200)):
+        session._dismiss()
+        field.value = typed
+        assert session.wb.samples == field.value == kept
+        assert ("images asked for" in session.roots["alert"].object) == (typed != kept)
+
+
+def test_a_double_click_sets_a_slider_back(session):
+    courier = session.roots["courier"]
+    session.wb.change(sparsity=0.23, beta=2.0, beta_mlp=2.5)
+    for i, name in enumerate(("sparsity", "beta", "beta_mlp", "locked", "no such")):
+        courier.said = {"what": name, "form": "reset", "times": i}
+    assert (session.wb.sparsity, session.wb.beta, session.wb.beta_mlp) == (0.5, 1.25, 1.25)
+    assert session.roots["sparsity"].value == 0.5
+
+
+# ---- views, tables, files ----------------------------------------------------------------------------------------
+
+
+def test_the_spectrum_can_be_looked_at_in_four_ways(session):
+    revisions = set()
+    for name in ("distribution", "quantiles", "tail", "histogram"):
+        session.roots["view"].value = name
+        assert session.wb.view == name and session.roots["log_y"].disabled == (name != "histogram")
+        revisions.add(session.roots["spectrum"].object["layout"]["uirevision"])
+    assert len(revisions) == 4
+    session.roots["shuffled"].value = True
+    assert session.wb.wait_shuffled()
+    outline = {t["name"]: t for t in session.roots["spectrum"].object["data"]}["shuffled entries"]
+    assert len(outline["x"]) > 10
+    session.roots["shuffled"].value = False
+    outline = {t["name"]: t for t in session.roots["spectrum"].object["data"]}["shuffled entries"]
+    assert outline["x"] == []
+
+
+def test_only_the_table_that_is_seen_follows_the_sliders(session):
+    table, before = session.roots["layers"], session.roots["budgets"].object
+    assert table.ids == session.wb.layers and table.live == {}
+    session.roots["lower"].value = "layers"
+    shown = table.live["sparsity"]["text"]
+    session.roots["sparsity"].value = 0.3
+    assert table.live["sparsity"]["text"] != shown and session.roots["budgets"].object is before
+    cells = table.cells
+    session.wb.next_layer()
+    assert table.selected == session.wb.layer and table.cells is cells
+    session.roots["lower"].value = "spikes"
+    assert len(session.roots["spikes"].ids) == session.wb.spectrum.n_spikes > 0
+    session.roots["lower"].value = "budgets"
+    assert "30\u202f% removed" in title(session, "budgets")
+
+
+def test_rows_of_the_table_select_and_lock(session):
+    said = session.roots["layers"]
+    session.wb.sparsity = 0.2
+    said.said = {"what": "pick", "row": "features.fc2.weight", "times": 1}
+    assert session.wb.layer == "features.fc2.weight"
+    said.said = {"what": "lock", "row": "features.fc1.weight", "times": 2}
+    assert session.wb.locked == ["features.fc1.weight"]
+    said.said = {"what": "lock", "row": "features.fc1.weight", "times": 3}
+    assert session.wb.locked == []
+    said.said = {"what": "pick", "row": HOSTILE, "times": 4}
+    assert "unknown layer" in session.roots["alert"].object and "<img" not in session.roots["alert"].object
+
+
+def test_files_go_to_the_part_of_the_page_that_asked(session, monkeypatch):
+    sent = []
+    for name in ("layers", "spikes", "courier"):
+        monkeypatch.setattr(session.roots[name], "send", lambda message, name=name: sent.append((name, message)))
+    session.roots["layers"].said = {"what": "csv", "row": "", "times": 10}
+    session.roots["spikes"].said = {"what": "parquet", "row": "", "times": 10}
+    session.roots["courier"].said = {"what": "coverage", "form": "html", "times": 10}
+    session.roots["courier"].said = {"what": "curve", "form": "csv", "times": 11}
+    assert [(name, message["name"]) for name, message in sent] == [
+        ("layers", "fashion-mlp-layers.csv"),
+        ("spikes", "fashion-mlp-features.fc1.weight-spikes.parquet"),
+        ("courier", "fashion-mlp-coverage.html"),
+        ("courier", "fashion-mlp-curve.csv"),
+    ]
+    session.roots["courier"].said = {"what": "../../etc/passwd", "form": "csv", "times": 12}
+    assert "no table is called" in session.roots["alert"].object and len(sent) == 4
 
 
 def test_a_file_that_cannot_be_made_is_an_error_on_the_page(session, monkeypatch):

@@ -15,7 +15,8 @@ import pytest
 from mpviz.errors import MpvizError
 from mpviz.ui import figures, theme
 from mpviz.ui._coverage import spread
-from mpviz.ui._spectrum_numbers import bins_of, law_line, window_of
+from mpviz.ui._spectrum import _lines
+from mpviz.ui._spectrum_numbers import Window, bins_of, law_line, window_of
 from mpviz.workbench.views import CurveView, JobStatus, SpectrumView
 
 HOSTILE = "<script>alert('$x$')</script>.weight"
@@ -503,3 +504,25 @@ def test_labels_never_touch():
 
 def test_job_status_is_busy_only_while_it_runs():
     assert JobStatus("prune", "running", 0.4).busy and not JobStatus().busy
+
+
+@pytest.mark.parametrize(("share", "side"), [(0.5, "right"), (0.1, "left")])
+def test_the_label_of_the_edge_stands_where_there_is_room(share, side):
+    view = make_view()
+    edge = view.edges[1]
+    window = Window(0.0, edge / share, 0)  # the edge at this share of the axis
+    (left, right) = _lines(view, "eigenvalue", window, "light")[1]
+    assert left["xanchor"] == side and right["xanchor"] == "left"
+    assert (left.get("yshift", 0) != 0) == (side == "left"), "on one side they stand one below the other"
+
+
+def test_the_words_at_the_chosen_position_keep_off_the_curve():
+    positions = np.linspace(0, 1, 21)
+    falling = np.clip(1.3 - 1.3 * positions, 0, 1)
+    curve = CurveView(positions, falling, falling, falling,
+                      {"sparsity": 0.95, "coverage": 0.1, "unchanged": 0.1, "accuracy": 0.1, "tier": "measured"},
+                      n_samples=100)  # fmt: skip
+    box = figures.coverage(curve)["layout"]["annotations"][-1]
+    assert "certified" in box["text"] and box["y"] > 0.3, "low, it would cover the end of the curve"
+    empty = CurveView(positions, *(np.full(21, np.nan) for _ in range(3)), None)
+    assert "0 test images" not in json.dumps(figures.coverage(empty), ensure_ascii=False)

@@ -224,6 +224,7 @@ def test_the_view_shows_everything_in_at_most_640_pixels(view: View, wb: Workben
     assert sum(heights) + 30 + 100 <= 640  # the toolbar, and the row of Prune with its table
     assert coverage.picture["layout"]["height"] <= spectrum.picture["layout"]["height"] + 30
     assert wb.model in words(view) and "dense accuracy" in words(view)
+    assert eventually(lambda: "on 60 test images" in words(view), 30)
     assert view.layout.width == "100%"
 
 
@@ -238,7 +239,7 @@ def test_sliders_move_the_state_and_the_figures_at_once(view: View, wb: Workbenc
         assert getattr(wb, name) == state
         expected = (100 * wb.budgets["sparsity"]).tolist()
         assert budgets.picture["data"][0]["y"] == expected
-    part(view, w.Dropdown).value = "alpha"
+    part(view, w.Dropdown, description="signal").value = "alpha"
     assert wb.signal == "alpha"
 
 
@@ -336,8 +337,14 @@ def test_prune_tells_its_progress_and_fills_the_table(view: View, wb: Workbench)
     assert wb.wait(120).state == "done"
     assert eventually(lambda: "mpviz-table" in words(view) and not prune.disabled)
     assert "331\u202f776" in words(view) and "prune is done" in words(view) and cancel.disabled
-    slider(view, "sparsity, %").value = 51.0
-    assert "sliders moved since" in words(view)
+    assert "pruned at 50\u202f%, β 1.25, test" in words(view) and "mpviz-table mpviz-old" not in words(view)
+    slider(view, "β").value = 0.75  # as many weights as before, but others
+    assert "moved since" in words(view) and "mpviz-table mpviz-old" in words(view)
+    slider(view, "β").value = 1.25
+    assert "moved since" not in words(view)
+    wb.split = "calibration"
+    assert eventually(lambda: "moved since" in words(view))
+    wb.split = "test"
 
 
 def test_single_panels_stand_alone_on_the_same_state(wb: Workbench) -> None:
@@ -497,22 +504,25 @@ def comparison(*rows: tuple[Any, ...]) -> pd.DataFrame:
 
 def test_the_table_escapes_and_tells_shares_from_counts() -> None:
     frame = comparison((ATTACK, 0.9, 0.897, "measured"), ("prunable weights", 1000.0, 500.0, "measured"))
-    html = page.comparison_table(frame, None, "light")
+    html = page.comparison_table(frame, "light")
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "(−0.3)" in html and "1\u202f000" in html and html.count("mp-chip") == 1
-    assert "at 50\u202f%" in html and "moved" not in html
+    assert "mpviz-old" not in html and "mpviz-old" in page.comparison_table(frame, "light", current=False)
+    frame = comparison(("accuracy, 10000 test images", 0.9, 0.9, "measured"))
+    assert "10\u202f000 test images" in page.comparison_table(frame, "light")
 
 
 def test_rows_of_different_tiers_each_have_their_chip() -> None:
     frame = comparison(("accuracy", 0.9, 0.9, "measured"), ("certified", 1.0, 0.8, "bound"))
-    assert page.comparison_table(frame, None, "dark").count("mp-chip") == 2
-    assert "Press Prune" in page.comparison_table(None, None, "light")
+    assert page.comparison_table(frame, "dark").count("mp-chip") == 2
+    assert "Press Prune" in page.comparison_table(None, "light")
 
 
 def test_lines_are_escaped() -> None:
     info = {"dense_accuracy": 0.9, "device": ATTACK, "versions": ATTACK, "data": f"'{ATTACK}'"}
     status = page.status_line(ATTACK, ATTACK, info)
     job = page.job_line(JobStatus("x", "running", 0.5, ATTACK, 12.0))
+    assert "on 1\u202f000 test images" in page.status_line("m", "d", info, 1000, "test")
     for html in (status, job, page.error_line(ATTACK)):
         assert "<script" not in html
     assert "title='&#39;" in page.status_line("m", "d", {"data": "'quoted"})

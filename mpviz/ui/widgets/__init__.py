@@ -6,15 +6,27 @@ spectrum_view(wb)                    # one panel of it, on the same state
 
 from __future__ import annotations
 
-import ipywidgets as w
-
 from mpviz.ui.widgets import panels as parts
 from mpviz.ui.widgets.controls import sparsity_slider
 from mpviz.ui.widgets.desk import Desk, View
+from mpviz.ui.widgets.law import law_view
+from mpviz.ui.widgets.over_time import evolution_view, limit_view
 from mpviz.ui.widgets.panels import share
+from mpviz.ui.widgets.table import layer_rows, spike_rows
 from mpviz.workbench.state import Workbench
 
-__all__ = ["budget_view", "coverage_view", "spectrum_view", "strip_view", "workbench_view"]
+__all__ = [
+    "budget_view",
+    "coverage_view",
+    "evolution_view",
+    "law_view",
+    "layer_table_view",
+    "limit_view",
+    "spectrum_view",
+    "spike_table_view",
+    "strip_view",
+    "workbench_view",
+]
 
 
 def workbench_view(wb: Workbench, theme: str | None = None) -> View:
@@ -23,9 +35,9 @@ def workbench_view(wb: Workbench, theme: str | None = None) -> View:
     theme: "light", "dark", or None to follow the page. `.close()` ends it; the workbench lives on.
     """
     desk = Desk(wb, theme)
-    middle = parts.row([share(58, parts.spectrum(desk, 238)), share(42, parts.coverage(desk, 238))])
-    lower = parts.row([share(60, parts.budgets(desk, 154)), share(40, parts.plan(desk))])
-    view = _view(desk, [parts.strip(desk, 128), middle, lower, parts.pruning(desk)])
+    middle = parts.row([share(58, parts.spectrum(desk, 232), 400), share(42, parts.coverage(desk, 232), 280)])
+    lower = parts.row([share(60, parts.lower(desk, 152), 400), share(40, parts.plan(desk), 280)])
+    view = parts.view(desk, [parts.strip(desk, 122), middle, lower, parts.pruning(desk)])
     wb.start_preview()
     return view
 
@@ -33,37 +45,36 @@ def workbench_view(wb: Workbench, theme: str | None = None) -> View:
 def strip_view(wb: Workbench, theme: str | None = None) -> View:
     """The whole model, a cell a layer; a click selects."""
     desk = Desk(wb, theme)
-    return _view(desk, [parts.strip(desk, 190)])
+    return parts.view(desk, [parts.strip(desk, 190)])
 
 
 def spectrum_view(wb: Workbench, theme: str | None = None) -> View:
     """The spectrum of the layer in view, with buttons to walk through the layers."""
     desk = Desk(wb, theme)
-    return _view(desk, [parts.spectrum(desk, 390)])
+    return parts.view(desk, [parts.spectrum(desk, 390)])
 
 
 def budget_view(wb: Workbench, theme: str | None = None) -> View:
     """What each layer loses, beside the sliders that decide it."""
     desk = Desk(wb, theme)
-    return _view(desk, [parts.row([share(60, parts.budgets(desk, 260)), share(40, parts.plan(desk))])])
+    return parts.view(desk, [parts.row([share(60, parts.budgets(desk, 260)), share(40, parts.plan(desk), 280)])])
+
+
+def layer_table_view(wb: Workbench, theme: str | None = None) -> View:
+    """All numbers of all layers as a table that sorts; a row selects its layer, its lock locks it."""
+    desk = Desk(wb, theme)
+    return parts.view(desk, [layer_rows(desk, 390)])
+
+
+def spike_table_view(wb: Workbench, theme: str | None = None) -> View:
+    """The spikes of the layer in view: singular value, strength of the signal behind it, overlaps."""
+    desk = Desk(wb, theme)
+    return parts.view(desk, [spike_rows(desk, 320)])
 
 
 def coverage_view(wb: Workbench, theme: str | None = None) -> View:
     """The certified share of the predictions along the sparsity, over its slider."""
     desk = Desk(wb, theme)
-    view = _view(desk, [parts.coverage(desk, 320), sparsity_slider(desk)])
+    view = parts.view(desk, [parts.coverage(desk, 320), sparsity_slider(desk)])
     wb.start_preview()
-    return view
-
-
-def _view(desk: Desk, children: list[w.Widget]) -> View:
-    view = View(desk, [parts.sheet(desk), *children, parts.errors(desk)], layout=w.Layout(width="100%"))
-    view.add_class("mpviz")
-
-    def dress() -> None:
-        view.remove_class("mpviz-dark" if desk.theme == "light" else "mpviz-light")
-        view.add_class(f"mpviz-{desk.theme}")
-
-    desk.paint(("theme",), dress)
-    desk.start()
     return view

@@ -83,7 +83,7 @@ def _role_slider(desk: Desk, role: str) -> w.Widget:
 def lock_button(desk: Desk) -> w.ToggleButton:
     """Locks the layer in view: it loses nothing, the others make up for it."""
     wb = desk.workbench
-    button = w.ToggleButton(layout=w.Layout(width="92px"))
+    button = w.ToggleButton(layout=w.Layout(width="54px", min_width="54px", flex="0 0 auto"))
 
     def follow() -> None:
         locked = wb.layer in wb.locked

@@ -13,7 +13,6 @@ import ipywidgets as w
 from mpviz.ui.theme import Json
 from mpviz.ui.widgets.figure import Figure, apply_figure, shelf
 from mpviz.workbench.jobs import sentence
-from mpviz.workbench.state import Workbench
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +27,11 @@ class Desk:
     A change of the state only marks paintings as due. They are done at once after somebody moved a control, else by a
     thread of the desk: whatever came meanwhile is painted once, with the newest values. One painting runs at a time,
     and none while the state is locked, so neither order nor threads matter to a widget.
-    theme: "light", "dark", or None for the look of the page.
+    workbench: a Workbench, or any other param.Parameterized with a parameter `error`. theme: "light", "dark", or None
+    for the look of the page.
     """
 
-    def __init__(self, workbench: Workbench, theme: str | None = None) -> None:
+    def __init__(self, workbench: Any, theme: str | None = None) -> None:
         self.workbench = workbench
         self._theme = theme
         self._shelf = shelf()
@@ -63,7 +63,7 @@ class Desk:
             finally:
                 self._hand.painting = False
 
-    def figure(self, names: tuple[str, ...], draw: Callable[[Workbench, str], Json], height: int) -> Figure:
+    def figure(self, names: tuple[str, ...], draw: Callable[[Any, str], Json], height: int) -> Figure:
         """A figure that follows these parameters. draw: (workbench, theme) → plain figure. height: pixels."""
 
         def sized() -> Json:
@@ -187,12 +187,12 @@ def compact(layout: Json, height: int) -> None:
 class View(w.VBox):
     """Panels that follow a workbench until they are closed."""
 
-    def __init__(self, desk: Desk, children: list[w.Widget], **settings: Any) -> None:
-        self.desk = desk
+    def __init__(self, desk: Desk, children: list[w.Widget], title: str = "", **settings: Any) -> None:
+        self.desk, self._title = desk, title
         super().__init__(children, **settings)
 
     def __repr__(self) -> str:
-        return f"panels of {self.desk.workbench.model}; run this cell in a notebook to use them"
+        return f"panels of {self._title or self.desk.workbench.model}; run this cell in a notebook to use them"
 
     def close(self) -> None:
         """Stop following the workbench, and leave the page."""

@@ -15,6 +15,33 @@ export default {
     el.append(page);
     const Plotly = await plotlyOf(model.get("library"));
 
+    const icons = Plotly.Icons;
+    const picture = (format, scale) => (plot) => {
+      const { clientWidth: width, clientHeight: height, layout } = plot;
+      Plotly.downloadImage(plot, { format, scale, width, height, filename: layout.meta ?? "mpviz" });
+    };
+    let asked = false;
+    const pageOfItsOwn = () => {
+      asked = true;
+      model.send({ want: "html" });
+    };
+    const given = model.get("_config") ?? {};
+    const config = {
+      ...given,
+      modeBarButtonsToRemove: [...(given.modeBarButtonsToRemove ?? []), "toImage"],
+      modeBarButtonsToAdd: [
+        { name: "png", title: "Download as PNG", icon: icons.camera, click: picture("png", 2) },
+        { name: "svg", title: "Download as SVG", icon: icons["camera-retro"], click: picture("svg", 1) },
+        { name: "html", title: "Download as HTML, 5 MB, opens anywhere", icon: icons.disk, click: pageOfItsOwn },
+      ],
+    };
+    const file = (message) => {
+      if (message.kind !== "file" || !asked) return;
+      asked = false;
+      download(message);
+    };
+    model.on("msg:custom", file);
+
     let revision; // of the zoom that belongs to what is shown
     let waiting = 0;
 
@@ -27,8 +54,8 @@ export default {
       const anew = revision !== layout.uirevision;
       revision = layout.uirevision;
       const done = anew
-        ? Plotly.newPlot(page, data, layout, { ...model.get("_config") })
-        : Plotly.react(page, data, layout, { ...model.get("_config") });
+        ? Plotly.newPlot(page, data, layout, config)
+        : Plotly.react(page, data, layout, config);
       if (anew) done.then(listen);
     }
 
@@ -58,6 +85,7 @@ export default {
       cancelAnimationFrame(waiting);
       observer.disconnect();
       model.off("change:picture", soon);
+      model.off("msg:custom", file);
       Plotly.purge(page);
     };
   },

@@ -12,6 +12,8 @@ from typing import Any
 import anywidget
 import traitlets
 
+from mpviz.ui.css import read_shared
+from mpviz.ui.export import File, figure_html, file_stem
 from mpviz.ui.theme import CONFIG, Json
 
 # plotly imports nbformat, that jsonschema, and that a package which compiles 38 grammars: two seconds, needed only to
@@ -67,7 +69,7 @@ class Figure(FigureWidget):
     and draws it with `Plotly.react`. Zooming stays in the page, for as long as `layout.uirevision` does.
     """
 
-    _esm = HERE / "figure.js"
+    _esm = read_shared("download.js", "widgets/figure.js")
 
     library = traitlets.Unicode().tag(sync=True)
     picture = traitlets.Dict().tag(sync=True)
@@ -80,10 +82,16 @@ class Figure(FigureWidget):
         self._config = config
         self._holding = False
         apply_figure(self, figure)
+        self.on_msg(self._on_message)
 
     @traitlets.default("library")
     def _name_of_library(self) -> str:
         return shelf().key
+
+    def _on_message(self, _: Any, content: Any, __: Any) -> None:
+        if isinstance(content, dict) and content.get("want") == "html":
+            stem = file_stem(str(self.picture["layout"].get("meta") or ""))
+            self.send(File(f"{stem}.html", figure_html(self.picture, stem).encode()).message)
 
     def on_pick(self, callback: Callable[[Any], None]) -> None:
         """Call back with the `customdata` of the mark that was clicked."""

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mpviz.ui import text
+from mpviz.ui.css import variables
 from mpviz.ui.tables import chip
 from mpviz.ui.theme import FONT, faint, palette
 
@@ -21,11 +22,11 @@ _RULES = """
 .mpviz .widget-html-content { font: inherit; line-height: 1.45; color: %(ink)s; overflow: hidden; }
 .mpviz .widget-inline-hbox .widget-label { color: %(ink)s; }
 .mpviz .widget-readout { color: %(ink)s; min-width: 34px; width: 34px; text-align: right; }
-.mpviz .jupyter-button { border-radius: 4px; font-size: 12px; }
+.mpviz .jupyter-button { border-radius: 4px; font-size: 12px; padding: 0 3px; }
 .mpviz .jupyter-button:not(.mod-primary) { background: %(paper)s; color: %(ink)s; border: 1px solid %(axis)s; }
-.mpviz .jupyter-button.mod-active { background: %(chosen)s; color: %(focus)s; border-color: %(focus)s; font-weight: 600;
+.mpviz .jupyter-button.mod-active { background: %(chosen)s; color: %(focus)s; border-color: %(focus)s;
   box-shadow: none; }
-.mpviz .widget-toggle-buttons .jupyter-button { padding: 0 6px; }
+.mpviz .mpviz-look select { padding: 0 2px 0 4px; font-size: 12px; }
 .mpviz .jupyter-button:disabled { opacity: 0.5; }
 .mpviz :focus-visible { outline: 2px solid %(focus)s; outline-offset: 1px; }
 .mpviz .noUi-connect { background: %(focus)s; }
@@ -38,6 +39,7 @@ _RULES = """
 .mpviz table.mpviz-table th, .mpviz table.mpviz-table td { padding: 2px 0 2px 8px; text-align: right;
   border-bottom: 1px solid %(grid)s; background: none; white-space: nowrap; }
 .mpviz table.mpviz-table thead th { white-space: normal; vertical-align: bottom; line-height: 1.25; }
+.mpviz table.mpviz-old { opacity: 0.55; }
 .mpviz table.mpviz-table th:first-child { text-align: left; padding-left: 0; }
 """
 
@@ -45,7 +47,7 @@ _RULES = """
 def style(theme: str) -> str:
     """The style sheet of the panels that have the class `mpviz-light` or `mpviz-dark`, as an HTML element."""
     colours = palette(theme)
-    rules = _RULES % {
+    rules = f".mpviz {{ {variables(colours)} }}\n" + _RULES % {
         "font": FONT,
         "ink": colours.ink,
         "paper": colours.paper,
@@ -72,11 +74,12 @@ def _sentence(message: str) -> str:
     return message if message.endswith((".", "!", "?")) else message + "."
 
 
-def status_line(model: str, data: str, info: dict[str, Any]) -> str:
-    """What is looked at, how good it is untouched, and what runs where."""
+def status_line(model: str, data: str, info: dict[str, Any], n_samples: int = 0, split: str = "") -> str:
+    """What is looked at, how good it is untouched, on how many images, and what runs where."""
     accuracy = info.get("dense_accuracy")
     known = accuracy is not None and math.isfinite(accuracy)
-    quality = f"dense accuracy <b>{text.percent(accuracy)}</b>" if known else "dense accuracy is being measured …"
+    images = f" on {text.count(n_samples)} {text.escape(split)} images" if n_samples else ""
+    quality = f"dense accuracy <b>{text.percent(accuracy)}</b>{images}" if known else "dense accuracy: being measured …"
     machine = ", ".join(str(info[key]) for key in ("device", "versions") if info.get(key))
     source = f"{info.get('data', data)}; {machine}"
     quiet = f"<span class='mpviz-quiet'> · {text.escape(machine)}</span>"
@@ -86,8 +89,8 @@ def status_line(model: str, data: str, info: dict[str, Any]) -> str:
     )
 
 
-def job_line(job: JobStatus) -> str:
-    """What the background work does, in words."""
+def job_line(job: JobStatus, caption: str = "") -> str:
+    """What the background work does, in words; caption: with what was pruned last, escaped."""
     words = {
         "idle": "",
         "running": job.message,
@@ -97,7 +100,8 @@ def job_line(job: JobStatus) -> str:
     }[job.state]
     if job.state == "running" and job.seconds_left is not None:
         words += f", {seconds(job.seconds_left)} left"
-    return f"<div class='mpviz-line mpviz-quiet' role='status' style='text-align:right'>{text.escape(words)}</div>"
+    said = " · ".join(filter(None, (text.escape(words), "" if job.busy else caption)))
+    return f"<div class='mpviz-line mpviz-quiet' role='status' style='text-align:right'>{said}</div>"
 
 
 def seconds(duration: float) -> str:
@@ -111,33 +115,27 @@ def seconds(duration: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
 
 
-def comparison_table(comparison: pd.DataFrame | None, budgets: pd.DataFrame | None, theme: str) -> str:
-    """Before and after the last pruning, a column a quantity; budgets: where the sliders stand now."""
+def comparison_table(comparison: pd.DataFrame | None, theme: str, current: bool = True) -> str:
+    """Before and after the last pruning, a column a quantity.
+
+    current: False greys it, since plan or split are others by now.
+    """
     if comparison is None or len(comparison) == 0:
         return "<div class='mpviz-quiet'>Press Prune to see the network before and after, measured on all images.</div>"
     rows = list(comparison[["quantity", "dense", "pruned", "tier"]].itertuples(index=False, name=None))
     tiers = {str(tier) for *_, tier in rows}
     one = chip(tiers.pop(), theme) if len(tiers) == 1 else ""
-    names = [text.escape(str(quantity).removeprefix("predictions ")) for quantity, *_ in rows]
+    names = [text.escape(text.spaced(str(quantity).removeprefix("predictions "))) for quantity, *_ in rows]
     chips = ["" if one else chip(str(tier), theme) for *_, tier in rows]
     heads = "".join(f"<th scope='col'>{name}{mark}</th>" for name, mark in zip(names, chips, strict=True))
     dense = "".join(f"<td>{_amount(before, before)}</td>" for _, before, _, _ in rows)
     pruned = "".join(f"<td>{_amount(after, before)}{_change(before, after)}</td>" for _, before, after, _ in rows)
-    corner = f"<th>{_removed(comparison, budgets)} {one}</th>"
+    corner = f"<th>{one}</th>"
+    old = "" if current else " mpviz-old"
     return (
-        f"<table class='mpviz-table'><thead><tr>{corner}{heads}</tr></thead><tbody>"
+        f"<table class='mpviz-table{old}'><thead><tr>{corner}{heads}</tr></thead><tbody>"
         f"<tr><th scope='row'>dense</th>{dense}</tr><tr><th scope='row'>pruned</th>{pruned}</tr></tbody></table>"
     )
-
-
-def _removed(comparison: pd.DataFrame, budgets: pd.DataFrame | None) -> str:
-    """At which sparsity the network was pruned, and whether the sliders have moved since."""
-    weights = comparison.loc[comparison["quantity"] == "prunable weights", ["dense", "pruned"]]
-    if len(weights) == 0:
-        return ""
-    total, kept = (int(number) for number in weights.iloc[0])
-    moved = budgets is not None and int(budgets["removed"].sum()) != total - kept
-    return f"at {text.percent(1 - kept / total if total else 0.0)}" + (", sliders moved since" if moved else "")
 
 
 def _amount(value: float, dense: float) -> str:

@@ -7,11 +7,15 @@ from typing import Any
 import ipywidgets as w
 
 from mpviz.ui import figures, text
+from mpviz.ui.layer_figure import LOOKS, SHUFFLED_TIP, layer_figure, look
+from mpviz.ui.takeaway import stamped
 from mpviz.ui.theme import Json
 from mpviz.ui.widgets import page
 from mpviz.ui.widgets.controls import lock_button, plan_sliders
-from mpviz.ui.widgets.desk import Desk
+from mpviz.ui.widgets.desk import Desk, View
 from mpviz.ui.widgets.figure import Figure
+from mpviz.ui.widgets.table import layer_rows, spike_rows
+from mpviz.workbench.names import PLAN
 from mpviz.workbench.state import Workbench
 
 _FEW = 10  # layers whose names stand side by side
@@ -21,7 +25,7 @@ def strip(desk: Desk, height: int) -> Figure:
     """The whole model, a cell a layer; a click selects."""
 
     def draw(wb: Workbench, theme: str) -> Json:
-        return _low(figures.strip(wb.table, wb.layer, theme), list(wb.table.index))
+        return stamped(_low(figures.strip(wb.table, wb.layer, theme), list(wb.table.index)), wb, "strip")
 
     figure = desk.figure(("table", "layer"), draw, height)
     figure.on_pick(lambda layer: desk.act(desk.workbench.select, layer))
@@ -32,9 +36,9 @@ def spectrum(desk: Desk, height: int) -> w.Widget:
     """The spectrum of the layer in view, under its buttons."""
 
     def draw(wb: Workbench, theme: str) -> Json:
-        return figures.spectrum(wb.spectrum, wb.scale, wb.log_y, theme)
+        return stamped(layer_figure(wb.spectrum, wb.view, wb.scale, wb.log_y, theme), wb, "spectrum")
 
-    figure = desk.figure(("spectrum", "scale", "log_y"), draw, height - 30)
+    figure = desk.figure(("spectrum", "scale", "log_y", "view"), draw, height - 30)
     return w.VBox([_toolbar(desk), figure])
 
 
@@ -53,7 +57,7 @@ def _low(figure: Json, names: list[str]) -> Json:
 
 def _toolbar(desk: Desk) -> w.Widget:
     wb = desk.workbench
-    place = w.HTML(layout=w.Layout(width="56px"))
+    place = w.HTML(layout=w.Layout(width="46px", flex="0 0 auto"))
 
     def say_place() -> None:
         names = wb.layers
@@ -61,29 +65,48 @@ def _toolbar(desk: Desk) -> w.Widget:
         place.value = f"<div class='mpviz-quiet' style='text-align:center'>{here} of {len(names)}</div>"
 
     def step(icon: str, tooltip: str, action: Any) -> w.Button:
-        button = w.Button(icon=icon, tooltip=tooltip, layout=w.Layout(width="34px"))
+        button = w.Button(icon=icon, tooltip=tooltip, layout=_fixed("22px"))
         button.on_click(lambda _: desk.act(action))
         return button
 
     desk.paint(("layer", "table"), say_place)
-    scale = _choice([("λ", "eigenvalue"), ("s", "singular")], "34px",
+    scale = choice([("λ", "eigenvalue"), ("s", "singular")], "22px",
                     ["eigenvalues λ of WᵀW/N", "singular values s = √(N λ) of W"])  # fmt: skip
-    density = _choice(
-        [("linear", False), ("log", True)], "58px", ["density on a linear axis", "density on a logarithmic axis"]
+    density = choice(
+        [("linear", False), ("log", True)], "43px", ["density on a linear axis", "density on a logarithmic axis"]
     )
-    desk.bind(scale, "scale")
-    desk.bind(density, "log_y")
+    view = w.Dropdown(
+        options=[(one.label, one.name) for one in LOOKS], tooltip="\n\n".join(f"{o.label}: {o.tip}" for o in LOOKS),
+        layout=_fixed("96px"),
+    )  # fmt: skip
+    view.add_class("mpviz-look")
+    shuffled = w.ToggleButton(description="shuffled", tooltip=SHUFFLED_TIP, layout=_fixed("56px"))
+    for control, name in ((scale, "scale"), (density, "log_y"), (view, "view"), (shuffled, "shuffled")):
+        desk.bind(control, name)
+
+    def follow_view() -> None:
+        density.disabled = not look(wb.view).log_y
+
+    desk.paint(("view",), follow_view)
     parts = [
         step("chevron-left", "Previous layer", wb.previous_layer),
         place,
         step("chevron-right", "Next layer", wb.next_layer),
         lock_button(desk),
-        w.HBox([scale, density], layout=w.Layout(margin="0 0 0 auto")),
+        view,
+        shuffled,
+        w.HBox([scale, density], layout=w.Layout(margin="0 0 0 auto", flex="0 0 auto")),
     ]
-    return w.HBox(parts, layout=w.Layout(height="30px", align_items="center"))
+    return w.HBox(parts, layout=w.Layout(min_height="30px", align_items="center", flex_flow="row wrap"))
 
 
-def _choice(options: list[tuple[str, Any]], width: str, tooltips: list[str]) -> w.ToggleButtons:
+def _fixed(width: str) -> w.Layout:
+    """A control that keeps its width in a row that has too little of it."""
+    return w.Layout(width=width, min_width=width, flex="0 0 auto")
+
+
+def choice(options: list[tuple[str, Any]], width: str, tooltips: list[str]) -> w.ToggleButtons:
+    """Buttons of which one is down. options: (label, value); width: of each."""
     buttons = w.ToggleButtons(options=options, tooltips=tooltips, layout=w.Layout(width="auto"))
     buttons.style.button_width = width
     return buttons
@@ -96,7 +119,7 @@ def budgets(desk: Desk, height: int) -> Figure:
         figure = _low(figures.budgets(wb.budgets, wb.layer, theme), list(wb.budgets.index))
         if figure["data"]:
             figure["layout"]["yaxis"]["title"]["text"] = "share, %"
-        return figure
+        return stamped(figure, wb, "budgets")
 
     figure = desk.figure(("budgets", "layer"), draw, height)
     figure.on_pick(lambda layer: desk.act(desk.workbench.select, layer))
@@ -105,9 +128,31 @@ def budgets(desk: Desk, height: int) -> Figure:
 
 def coverage(desk: Desk, height: int) -> Figure:
     """The certified share along the sparsity; a click on a point moves the slider there."""
-    figure = desk.figure(("curve",), lambda wb, theme: figures.coverage(wb.curve, theme), height)
+
+    def draw(wb: Workbench, theme: str) -> Json:
+        return stamped(figures.coverage(wb.curve, theme), wb, "coverage")
+
+    figure = desk.figure(("curve",), draw, height)
     figure.on_pick(lambda sparsity: desk.act(setattr, desk.workbench, "sparsity", float(sparsity)))
     return figure
+
+
+def lower(desk: Desk, height: int) -> w.Widget:
+    """One of three, by a switch beside it: what each layer loses, the table of layers, the table of spikes."""
+    parts = {"budgets": budgets(desk, height), "layers": layer_rows(desk, height), "spikes": spike_rows(desk, height)}
+    faces = {name: w.VBox([part], layout=w.Layout(overflow="hidden")) for name, part in parts.items()}
+    tips = ["what each layer loses", "all numbers of all layers", "spikes of the layer in view"]
+    switch = choice([(name, name) for name in faces], "62px", tips)
+    switch.layout = _fixed("66px")
+
+    def show(_: Any = None) -> None:
+        for name, face in faces.items():
+            face.layout.display = None if name == switch.value else "none"
+
+    switch.observe(show, "value")
+    show()
+    stack = w.VBox(list(faces.values()), layout=w.Layout(flex="1 1 0", width="auto", min_width="0", overflow="hidden"))
+    return w.HBox([switch, stack], layout=w.Layout(align_items="flex-start"))
 
 
 def plan(desk: Desk) -> w.Widget:
@@ -120,9 +165,9 @@ def pruning(desk: Desk) -> w.Widget:
     wb = desk.workbench
     prune = w.Button(description="Prune", button_style="primary", icon="scissors",
                      tooltip="Remove the weights from a copy, then measure it on the whole split",
-                     layout=w.Layout(width="90px"))  # fmt: skip
+                     layout=_fixed("90px"))  # fmt: skip
     cancel = w.Button(description="Cancel", tooltip="Stop the running work; what was there before stays",
-                      layout=w.Layout(width="76px"))  # fmt: skip
+                      layout=_fixed("76px"))  # fmt: skip
     bar = w.FloatProgress(min=0.0, max=1.0, layout=w.Layout(width="auto", height="10px", margin="0 2px"))
     words, table = w.HTML(), w.HTML()
     prune.on_click(lambda _: desk.act(wb.prune))
@@ -132,15 +177,19 @@ def pruning(desk: Desk) -> w.Widget:
         prune.disabled, cancel.disabled = wb.job.busy, not wb.job.busy
         bar.value = wb.job.progress
         bar.layout.visibility = "visible" if wb.job.busy else "hidden"
-        words.value = page.job_line(wb.job)
+        caption = ""
+        if wb.comparison is not None and wb.pruned_at is not None:
+            plan, split = wb.pruned_at
+            caption = text.pruned_words(plan, split, wb.comparison_is_current)
+        words.value = page.job_line(wb.job, caption)
 
     def show_table() -> None:
-        table.value = page.comparison_table(wb.comparison, wb.budgets, desk.theme)
+        table.value = page.comparison_table(wb.comparison, desk.theme, wb.comparison_is_current)
 
-    desk.paint(("job",), show_job)
-    desk.paint(("comparison", "budgets", "theme"), show_table)
+    desk.paint(("job", "comparison", "split", *PLAN), show_job)
+    desk.paint(("comparison", "split", "theme", *PLAN), show_table)
     buttons = w.VBox([w.HBox([prune, cancel]), bar])
-    return w.VBox([row([share(22, buttons), share(78, table)]), _ends(status(desk), words)])
+    return w.VBox([row([share(22, buttons, 180), share(78, table, 380)]), _ends(status(desk), words)])
 
 
 def _ends(left: w.Widget, right: w.Widget) -> w.Widget:
@@ -151,13 +200,14 @@ def _ends(left: w.Widget, right: w.Widget) -> w.Widget:
 
 
 def row(children: list[w.Widget]) -> w.Widget:
-    """Panels side by side."""
-    return w.HBox(children, layout=w.Layout(width="100%", align_items="flex-start"))
+    """Panels side by side, one below the other where the page is too narrow for both."""
+    return w.HBox(children, layout=w.Layout(width="100%", align_items="flex-start", flex_flow="row wrap"))
 
 
-def share(percent: int, child: w.Widget) -> w.Widget:
-    """A column that takes this share of its row, whatever is in it."""
-    return w.VBox([child], layout=w.Layout(flex=f"{percent} 1 0", width="auto", min_width="0", margin="0 5px"))
+def share(percent: int, child: w.Widget, least: int = 340) -> w.Widget:
+    """A column that takes this share of what its row has over the least widths, in pixels, of its columns."""
+    # its content must not widen it: a figure is as wide as it is told to be
+    return w.VBox([child], layout=w.Layout(flex=f"{percent} 1 {least}px", width="auto", min_width="0", margin="0 5px"))
 
 
 def status(desk: Desk) -> w.Widget:
@@ -166,9 +216,9 @@ def status(desk: Desk) -> w.Widget:
     wb = desk.workbench
 
     def show() -> None:
-        line.value = page.status_line(wb.model, wb.data, wb.info)
+        line.value = page.status_line(wb.model, wb.data, wb.info, wb.curve.n_samples, wb.split)
 
-    desk.paint(("info", "model", "data"), show)
+    desk.paint(("info", "model", "data", "curve", "split"), show)
     return line
 
 
@@ -193,3 +243,17 @@ def sheet(desk: Desk) -> w.Widget:
 
     desk.paint(("theme",), dress)
     return element
+
+
+def view(desk: Desk, children: list[w.Widget], title: str = "") -> View:
+    """Panels as one view in the theme of the page, errors on top where they are seen. title: in place of a model."""
+    made = View(desk, [sheet(desk), errors(desk), *children], title, layout=w.Layout(width="100%"))
+    made.add_class("mpviz")
+
+    def dress() -> None:
+        made.remove_class("mpviz-dark" if desk.theme == "light" else "mpviz-light")
+        made.add_class(f"mpviz-{desk.theme}")
+
+    desk.paint(("theme",), dress)
+    desk.start()
+    return made

@@ -1,0 +1,62 @@
+"""What a workbench shows, as files: each figure as HTML, each table as CSV or Parquet, named after what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mpviz.errors import MpvizError, nearest
+from mpviz.ui import figures
+from mpviz.ui.export import File, curve_table, figure_html, file_stem, layer_table, spike_table, table_file
+from mpviz.ui.layer_figure import layer_figure
+from mpviz.ui.theme import Json
+
+if TYPE_CHECKING:
+    from mpviz.workbench.state import Workbench
+
+FIGURES: dict[str, Callable[[Workbench, str], Json]] = {
+    "strip": lambda wb, theme: figures.strip(wb.table, wb.layer, theme),
+    "spectrum": lambda wb, theme: layer_figure(wb.spectrum, wb.view, wb.scale, wb.log_y, theme),
+    "coverage": lambda wb, theme: figures.coverage(wb.curve, theme),
+    "budgets": lambda wb, theme: figures.budgets(wb.budgets, wb.layer, theme),
+}
+TABLES: dict[str, Callable[[Workbench], pd.DataFrame | None]] = {
+    "layers": lambda wb: layer_table(wb.table, wb.budgets),
+    "spikes": lambda wb: spike_table(wb.spectrum),
+    "budgets": lambda wb: wb.budgets,
+    "curve": lambda wb: curve_table(wb.curve),
+    "comparison": lambda wb: wb.comparison,
+}
+
+
+def stem(wb: Workbench, what: str) -> str:
+    """How a file with this is called, without its ending: the network, and the layer where it is about one."""
+    if what == "spectrum":
+        return file_stem(wb.model, wb.layer, wb.view)
+    return file_stem(wb.model, *((wb.layer,) if what == "spikes" else ()), what)
+
+
+def take(wb: Workbench, what: str, form: str, theme: str = "light") -> File:
+    """One figure or table of the workbench as it stands.
+
+    what: of FIGURES for form "html", of TABLES for "csv" and "parquet". Raises MpvizError for what is not there.
+    """
+    if form == "html":
+        if what not in FIGURES:
+            raise MpvizError(f"no figure is called {what!r}; {nearest(what, FIGURES)}")
+        name = stem(wb, what)
+        return File(f"{name}.html", figure_html(FIGURES[what](wb, theme), name).encode())
+    if what not in TABLES:
+        raise MpvizError(f"no table is called {what!r}; {nearest(what, TABLES)}")
+    table = TABLES[what](wb)
+    if table is None:
+        raise MpvizError("nothing is pruned yet, so there is no before and after; press Prune first")
+    return table_file(table, stem(wb, what), form)
+
+
+def stamped(figure: Json, wb: Workbench, what: str) -> Json:
+    """The figure with the name that its picture files get, where the page finds it: `layout.meta`."""
+    figure["layout"]["meta"] = stem(wb, what)
+    return figure
