@@ -18,6 +18,7 @@ STRESS = ((384, 384), (768, 768), (1536, 384), (384, 1536))
 # (spikes, weakest in units of the transition, matrices a shape)
 CASES = ((0, 1.1, 10), (5, 1.1, 12), (20, 1.1, 12), (5, 1.5, 9), (20, 1.5, 9))
 HOLD_OUT_CASES = ((0, 1.1, 5), (5, 1.1, 6), (20, 1.1, 6), (5, 1.5, 4), (20, 1.5, 4))
+DETECTABLE_CASES = ((5, 1.5, 80), (20, 1.5, 80))
 STRESS_REPEATS = 8
 STRONGEST = 5.0
 DETECTABLE = 1.5
