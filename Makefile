@@ -45,6 +45,7 @@ bench: $(VENV)/.test  ## measure speeds on this machine and print them
 	$(PYTEST) -m "timing and not browser" -rP
 	$(BIN)/python tests/benchmarks/slider_step.py
 	$(BIN)/python tests/benchmarks/sparsity_table.py
+	$(BIN)/python tests/benchmarks/analyze_speed.py
 	$(BIN)/python tests/benchmarks/readme_tables.py
 
 clean:  ## remove the environment and all caches

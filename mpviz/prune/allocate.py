@@ -72,7 +72,7 @@ def allocate(
     {"attention": 1.0, "mlp": 2.0}. locked: layers that lose nothing; their weight is 0.0, which stands for "never
     removed", and the others make up for them. Ranking |W|/w then gives the masks (`mp.magnitude_masks`).
     Source: Spectral Edge Budgeting, arXiv:2606.02608. Raises BudgetError for a sparsity outside [0, 1), unknown
-    signals, roles or layers.
+    signals, roles or layers, and a prunable layer whose weights could not be analysed.
     """
     sparsity = check_sparsity(sparsity)
     if signal not in SIGNALS:
@@ -80,6 +80,10 @@ def allocate(
     prunable = table[table["prunable"].astype(bool)]
     if prunable.empty:
         raise BudgetError("the table has no prunable layer; there is nothing to allocate")
+    if "engine" in prunable:  # empty exactly where the weights could not be analysed, e.g. because one is NaN
+        broken = prunable.index[prunable["engine"] == ""]
+        if len(broken):
+            raise BudgetError(f"{broken[0]} has no budget: {prunable.loc[broken[0], 'verdict']}")
     betas = prunable["role"].map(_betas(prunable["role"], beta, beta_by_role))
     weights = (1.0 + betas * decay(sparsity, decay_end) * _standardised(prunable[signal])).clip(lower=MIN_WEIGHT)
     weights.loc[layer_names(locked, weights.index, "locked layer")] = 0.0

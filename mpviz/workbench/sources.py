@@ -93,7 +93,7 @@ def spectrum_view(layer: LayerSpectrum) -> SpectrumView:
     return SpectrumView(
         layer=info.name,
         role=info.role,
-        shape=(info.rows, info.cols),
+        shape=info.matrix,  # of one group, where a convolution has several
         eigenvalues=layer.eigenvalues,
         law_pdf=fit.law.pdf if fit.law is not None else lambda x: np.full_like(x, np.nan, dtype=float),
         edges=fit.edges,

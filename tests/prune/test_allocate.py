@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import mpviz as mp
 from mpviz.errors import BudgetError
@@ -63,3 +64,11 @@ def test_refusals(arguments, words):
 def test_a_table_without_prunable_layers():
     with pytest.raises(BudgetError, match="no prunable layer"):
         mp.allocate(table(prunable=(False,) * 4), 0.5)
+
+
+def test_a_layer_that_could_not_be_analysed_has_no_budget():
+    model = mp.load_model("fashion-mlp")
+    with torch.no_grad():
+        model.features.fc1.weight[0, 0] = torch.nan
+    with pytest.raises(BudgetError, match=r"features\.fc1\.weight has no budget.*NaN"):
+        mp.allocate(mp.analyze(model), 0.5)
