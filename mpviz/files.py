@@ -30,13 +30,16 @@ def _settle(path: Path, place: Path) -> None:
     """Force a file to disk and give it the rights of the one whose place it takes: temporary files are private."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-    path.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
+    path.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_UMASK)
 
 
 def _umask() -> int:
     mask = os.umask(0o077)  # the only way to read it is to set it
     os.umask(mask)
     return mask
+
+
+_UMASK = _umask()  # once, at import: two threads that set it at the same time would leave it private
 
 
 @contextlib.contextmanager

@@ -263,7 +263,7 @@ def _finish(plan: Plan, work: _Work, solved: Solved | None) -> LayerSpectrum:
         found, why = replace(found, eigenvalues=solve(work.stack).eigenvalues, engine=engine), "computed"
         _keep(plan, work, found, None)
         layer = layer_of(work.info, found, null, plan.arguments)
-    if work.content:
+    if _unchanged(work):
         size = found.eigenvalues.nbytes * (2 if null is None else 4)
         cache.memory.put(_key(plan, work.content), layer, size)
     return named(layer, work.info, why)
@@ -280,8 +280,13 @@ def _null(plan: Plan, work: _Work, seed: int) -> Measured:
 
 
 def _keep(plan: Plan, work: _Work, found: Measured, seed: int | None) -> None:
-    if work.content:
+    if _unchanged(work):
         cache.store(cache.measured_key(work.content, plan.precision, seed), found)
+
+
+def _unchanged(work: _Work) -> bool:
+    """Whether the weights are still those that were hashed: a training beside the analysis may have moved them."""
+    return bool(work.content) and cache.content_key(work.stack) == work.content
 
 
 def _entries(stack: Tensor) -> tuple[EntryStats | None, ...]:

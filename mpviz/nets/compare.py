@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from mpviz.errors import Cancelled, ModelError, SpectrumError
+from mpviz.errors import Cancelled, CheckpointError, ModelError, SpectrumError
+from mpviz.nets.engine import as_numpy, real_stack
 from mpviz.nets.layers import LayerInfo, infos_of, part_of
 from mpviz.nets.spectra import LayerSpectrum, layer_spectra, spectrum
 from mpviz.nets.weights import Weights, WeightSource, open_weights
@@ -40,6 +42,8 @@ def compare(
     `attrs["skipped"]` says which layers only one of the two has, or with another shape.
     Raises ModelError when no layer can be compared or a wanted one is missing, Cancelled when asked to stop.
     """
+    if k is not None and (operator.index(k) if hasattr(k, "__index__") else 0) < 1:
+        raise ModelError(f"k = {k} leading directions cannot be compared; ask for a whole number of at least 1")
     sources = open_weights(base), open_weights(other)
     infos, skipped = _common(*sources, layers, split)
     names = list(infos)
@@ -53,8 +57,13 @@ def compare(
     for done, name in enumerate(names, start=1):
         if cancelled is not None and cancelled():
             raise Cancelled("the comparison was cancelled")
-        a, b = (_matrix(source, infos[name]) for source in sources)
-        rows[name] = _fits(before[name], after[name]) | _entries(a, b) | _subspaces(a, b, before[name].fit.n_spikes, k)
+        try:
+            a, b = (_matrix(source, infos[name]) for source in sources)
+            moved = _entries(a, b) | _subspaces(a, b, before[name].fit.n_spikes, k)
+        except (SpectrumError, CheckpointError) as problem:  # the verdicts of the row say more
+            moved = {}
+            skipped[name] = f"only the fits: {problem}"
+        rows[name] = _fits(before[name], after[name]) | moved
         if progress is not None:
             progress(0.8 + 0.2 * done / len(names), name)
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -87,7 +96,7 @@ def _common(
 
 
 def _matrix(source: WeightSource, info: LayerInfo) -> np.ndarray:
-    return part_of(source.read(info.parameter), info)[0].cpu().double().numpy()
+    return as_numpy(part_of(real_stack(source.read(info.parameter)), info)[0].cpu().double())
 
 
 def _fits(before: LayerSpectrum, after: LayerSpectrum) -> dict[str, object]:
@@ -117,8 +126,6 @@ def _entries(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 def _subspaces(a: np.ndarray, b: np.ndarray, spikes: int, k: int | None) -> dict[str, float]:
     rows, cols = a.shape
     count = min(max(1, spikes) if k is None else k, min(rows, cols))
-    if count < 1:
-        raise ModelError(f"k = {k} leading directions cannot be compared; ask for at least 1")
     left = right = math.nan
     if np.isfinite(a).all() and np.isfinite(b).all() and a.any() and b.any():
         (left_a, right_a), (left_b, right_b) = leading_vectors(a, count), leading_vectors(b, count)
@@ -135,9 +142,11 @@ def leading_vectors(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]
     """
     from scipy.linalg import eigh
 
+    size = float(np.abs(matrix).max())
+    matrix = matrix / size if size > 0 else matrix  # squares stay inside the range of float64
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    size = tall.shape[1]
-    _, small = eigh(tall.T @ tall, subset_by_index=[size - k, size - 1])
+    last = tall.shape[1] - 1
+    _, small = eigh(tall.T @ tall, subset_by_index=[last + 1 - k, last])
     small = small[:, ::-1]
     # the other side by multiplication; QR keeps it orthonormal where singular values are close to zero
     large, _ = np.linalg.qr(tall @ small)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from mpviz.errors import SpectrumError, nearest
 from mpviz.rmt.law import MarchenkoPastur
+
+if TYPE_CHECKING:
+    from threadpoolctl import threadpool_limits
 
 PRECISIONS = ("float64", "fast")
 
@@ -260,8 +265,29 @@ def shuffle_entries(stack: Tensor, seed: int) -> Tensor:
     return flat.reshape(stack.shape)
 
 
-def single_threaded_blas() -> AbstractContextManager[object]:
-    """One BLAS thread for each thread of ours, while the block lasts."""
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limit: threadpool_limits | None = None
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """One BLAS thread for each thread of ours, while the block lasts.
+
+    The limit belongs to the process: of analyses that overlap the first sets it and the last takes it back.
+    """
+    global _blas_users, _blas_limit
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(limits=1, user_api="blas")
+    with _blas_lock:
+        if _blas_users == 0:
+            _blas_limit = threadpool_limits(limits=1, user_api="blas")
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0 and _blas_limit is not None:
+                _blas_limit.restore_original_limits()
+                _blas_limit = None

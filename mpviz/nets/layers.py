@@ -149,13 +149,17 @@ def _rows_of(info: LayerInfo, labels: list[str], end: str) -> list[LayerInfo]:
             rows=rows,
             params=rows * info.cols,
             prunable=False,
-            why=f"a part of {info.name}; masks are made for the whole weight",
+            why=f"{_share(label)} of {info.name}; masks are made for the whole weight",
             groups=1,
             part=label + end,
             first_row=i * rows,
         )
         for i, label in enumerate(labels)
     ]
+
+
+def _share(label: str) -> str:
+    return "a third of the rows" if label in ("q", "k", "v") else "a group"
 
 
 def _selected(infos: list[LayerInfo], layers: Sequence[str]) -> list[LayerInfo]:

@@ -137,8 +137,15 @@ def _unusable(weight: Tensor) -> str:
 
 
 def _by_head(model: nn.Module, where: str) -> bool:
-    """True for attention that keeps q, k and v of each head together (timm's MaxViT): they are no thirds."""
-    return bool(getattr(model.get_submodule(where.rpartition(".")[0]), "head_first", False))
+    """True for attention whose rows are not q, k and v in thirds.
+
+    MaxViT, TinyViT and EfficientFormer keep those of each head together, lambda layers have parts of unequal size, and
+    global blocks of GCViT hold no queries at all.
+    """
+    attention = model.get_submodule(where.rpartition(".")[0])
+    if any(getattr(attention, name, False) for name in ("head_first", "use_global")):
+        return True
+    return any(hasattr(attention, name) for name in ("key_dim", "val_dim", "dim_qk", "dim_v"))
 
 
 def _left_out(model: nn.Module, taken: set[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpviz.errors import SpectrumError
 from mpviz.rmt.fit import BulkFit
-from mpviz.rmt.verdict import sentence
+from mpviz.rmt.verdict import SURE, Quality, sentence
 
 Floats = NDArray[np.float64]
 
@@ -103,19 +103,20 @@ def explain(fit: BulkFit, stats: EntryStats, shuffled_fit: BulkFit | None = None
     is one; when that is MP-like, the entries' own distribution is no cause.
 
     A bad fit is put down to unequal scales when the norms of columns or rows differ by 5 % or more (15 % where the
-    spectrum has a tail), significantly, and
-    no more kurtosis is left than such scales explain; to heavy-tailed entries when their excess kurtosis exceeds 2; to
-    a heavy tail of the spectrum alone when the eigenvalues said so; else to rows or columns that depend on each other
-    ("other structure"). Fits that are good, or none, keep their reason. The interval widens by √(1 + kurtosis / 2), the
-    factor on the scatter of the entries' mean square.
+    spectrum has a tail), significantly, and no more kurtosis is left than such scales explain; to heavy-tailed entries
+    when their excess kurtosis exceeds 2; to a heavy tail of the spectrum alone when the eigenvalues said so; else to
+    rows or columns that depend on each other ("other structure"; one noise layer in a hundred ends here, so a p-value
+    above 0.001 is called somewhat off). Fits that are good, or none, keep their reason. The interval widens by
+    √(1 + kurtosis / 2), the factor on the scatter of the entries' mean square.
     """
     if fit.law is None:
         return fit
     fit = replace(fit, sigma_plus_interval=_widened(fit, stats))
-    if fit.mp_like or fit.reason == "low rank" or (fit.reason == "other structure" and not fit.n_spikes):
+    if fit.reason not in ("column scales differ", "heavy tail"):
         return fit
     reason, words = _cause(fit, stats, shuffled_fit)
-    verdict = sentence(reason, words, fit.rigidity, fit.rigidity_limit, fit.rank, min(fit.shape))
+    quality = Quality(fit.rigidity, fit.rigidity_limit, fit.p_value)
+    verdict = sentence(reason, words, quality, fit.rank, min(fit.shape))
     return replace(fit, reason=reason, verdict=verdict)
 
 
@@ -136,6 +137,8 @@ def _cause(fit: BulkFit, stats: EntryStats, shuffled_fit: BulkFit | None) -> tup
         return "heavy tail", f"heavy-tailed entries, excess kurtosis {stats.kurtosis:.1f}{zeros}"
     if fit.reason == "heavy tail":
         return "heavy tail", "heavy tail of the spectrum, not of the entries"
+    if fit.p_value > SURE:
+        return "other structure", "somewhat off, and neither scales nor entries say why"
     return "other structure", "rows or columns depend on each other, their scales do not differ"
 
 

@@ -19,6 +19,7 @@ from scipy.optimize import brentq
 from mpviz.rmt.checks import MIN_WINDOW, window
 from mpviz.rmt.edge import threshold
 from mpviz.rmt.law import MarchenkoPastur
+from mpviz.rmt.spikes import bbp_roots
 
 Floats = NDArray[np.float64]
 Match = Callable[[Floats, int, int, float], float]  # (bulk of the Gram matrix, p, n, trim) → variance
@@ -32,8 +33,9 @@ class Block:
     """The noise block that is left when k spikes are taken out, and the variance that was matched to it.
 
     short, long: sides of the block. spikes: eigenvalues taken out of the match, so p − k belong to the block.
-    variance: of one entry of the block, as its eigenvalues show it. cut: the threshold on the scale of the Gram matrix.
-    settled: the threshold finds as many spikes as were taken out. rounds: matches made. once: the method makes only
+    variance: of one entry of the block, as its eigenvalues show it. corrected: of one noise entry, without the pull of
+    the spikes. cut: the threshold on the scale of the Gram matrix, at the corrected variance.
+    settled: the threshold finds no more spikes than were taken out. rounds: matches made. once: the method makes only
     one.
     """
 
@@ -41,6 +43,7 @@ class Block:
     long: int
     spikes: int
     variance: float
+    corrected: float
     cut: float
     settled: bool
     rounds: int
@@ -67,7 +70,7 @@ def estimate(method: str, gram: Floats, long: int, trim: float, level: float) ->
     "bema-once"  the same, matched once with every eigenvalue.  Ke, Ma & Lin (2021).
     "median"     the median of every eigenvalue.  Gavish & Donoho (2014), with this threshold instead of theirs.
     "trace"      the mean of what is not spike, repeated.  Kritchman & Nadler (2009); their correction of the pull that
-                 spikes have on the rest is the one that `fit_bulk` applies to every method that repeats.
+                 spikes have on the rest is applied to every method that repeats, and to its threshold.
     "ks"         the least Kolmogorov–Smirnov distance of what is not spike, repeated.
     """
     match, once = _MATCHES[method]
@@ -98,29 +101,42 @@ def _one_match(match: Match, gram: Floats, long: int, trim: float, level: float)
     variance = match(gram, short, long, trim)
     cut = threshold(variance, (long, short), level) * long
     spikes = int(np.count_nonzero(gram > cut))
-    return Block(short, long, spikes, variance, cut, settled=2 * spikes <= short, rounds=1, once=True)
+    return Block(short, long, spikes, variance, variance, cut, settled=2 * spikes <= short, rounds=1, once=True)
 
 
 def _climb(match: Match, gram: Floats, long: int, trim: float, level: float) -> Block:
     """Match, cut at the threshold, repeat without the spikes.
 
-    A larger k lifts the quantiles that the rest is matched with, so the variance and the threshold fall and k can
-    only grow: the rounds climb to the smallest k that reproduces itself. The guards are for spectra without bulk.
+    A larger k lifts the quantiles that the rest is matched with, so the variance and the threshold fall: the rounds
+    climb from k = 0 to the smallest k beyond which no eigenvalue stands out. The guards are for spectra without bulk.
     """
-    short, spikes, seen, rounds = len(gram), 0, set[int](), 0
+    short, spikes, rounds = len(gram), 0, 0
     while True:
         rounds += 1
         p, n = short - spikes, long - spikes
         variance = match(gram[:p], p, n, trim)
-        cut = threshold(variance, (n, p), level) * n
+        corrected = variance / (1.0 - _pull(gram[p:], variance, p, n))
+        cut = threshold(corrected, (n, p), level) * n
         found = int(np.count_nonzero(gram > cut))
-        seen.add(spikes)
-        settled = found == spikes
+        settled = found <= spikes  # fewer: the last one taken out lies within the correction of the threshold
         # what is mostly spikes has no bulk: without this stop the rounds would eat a heavy tail to its root
         too_many = 2 * found > short or len(window(short - found, trim)) < _LEAST
-        if settled or found in seen or too_many or rounds == _MAX_ROUNDS:
-            return Block(p, n, spikes, variance, cut, settled, rounds, once=False)
+        if settled or too_many or rounds == _MAX_ROUNDS:
+            return Block(p, n, spikes, variance, corrected, cut, settled, rounds, once=False)
         spikes = found
+
+
+def _pull(spikes: Floats, variance: float, p: int, n: int) -> float:
+    """Share of its variance that the bulk loses to the spikes, to first order. spikes: Gram eigenvalues taken out.
+
+    A signal t (in units of σ√n) leaves a bulk that is smaller by the factor 1 − c/(t² p): the trace shows it, and to
+    first order in 1/t² the whole bulk shrinks by it. Quantile matching alone would call that a smaller σ, by 0.3 %
+    for 20 spikes in 384 × 384.
+    """
+    if not len(spikes):
+        return 0.0
+    _, twins = bbp_roots(spikes / (n * variance), p / n)
+    return min(float(np.sum(twins)) / p, 0.5)
 
 
 def _by_quantiles(bulk: Floats, p: int, n: int, trim: float) -> float:

@@ -22,8 +22,7 @@ from mpviz.rmt.checks import (
 from mpviz.rmt.estimators import Block, estimate, gaps
 from mpviz.rmt.law import MarchenkoPastur
 from mpviz.rmt.nulls import Null, null_of
-from mpviz.rmt.spikes import bbp_roots
-from mpviz.rmt.verdict import first_words, good, reason_of, sentence
+from mpviz.rmt.verdict import Quality, first_words, good, reason_of, sentence
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +35,8 @@ class BulkFit:
         "median", which never take them out).
     edges: (λ₋, λ₊) of the bulk, those of `law`; without spikes σ²(1 ∓ √c)².
     sigma_plus: √(rows·λ₊), the upper edge as a singular value of W.
-    sigma_plus_interval: 95 % interval of the true edge, from the simulated scatter of this method on Gaussian noise of
+    sigma_plus_interval: 95 % interval of the true edge of the block that the spikes leave (that of `edges`, below
+        σ(√rows + √cols) when there are many), from the simulated scatter of this method on Gaussian noise of
         this shape. It holds for layers that are MP-like; spikes near the threshold, heavy-tailed entries (`explain`
         knows them) and another trim than the default widen the scatter, methods that match once leave out what spikes
         add, and a bad fit has no true edge.
@@ -47,7 +47,7 @@ class BulkFit:
         grows like log p, from 1.5 at p = 16 to 3.4 at p = 2048.
     p_value: share of noise layers of this shape that the same method gives a larger p × KS, from a table of 10 000
         simulated draws a shape; never below 0.001, where the table ends.
-    rigidity_limit: the p × KS above which the verdict calls the fit bad: noise exceeds it once in a thousand layers.
+    rigidity_limit: the p × KS above which the verdict calls the fit bad: noise exceeds it once in a hundred layers.
     rank: eigenvalues that are not numerically zero; the others (dead rows or columns) were left out of the fit.
     verdict, reason, mp_like: the answer as a sentence, as one of REASONS and as one bit.
     law: the MP law of the bulk; None when there is none. With k spikes taken out it is the law of the remaining
@@ -166,7 +166,7 @@ def _fit(nonzero: Floats, shape: tuple[int, int], method: str, trim: float, leve
     return BulkFit(
         shape=shape,
         method=method,
-        variance=_without_bias(nonzero[short - block.spikes :] * rows, block),
+        variance=block.corrected,
         edges=law.edges,
         sigma_plus=sigma_plus,
         sigma_plus_interval=null.interval(sigma_plus, block.short, block.long),
@@ -191,30 +191,16 @@ def _quality(
     rigidity = len(bulk) * float(distances.max())
     mp_like = good(block, short, full, rigidity, null.limit)
     reason = reason_of(nonzero, block, mp_like, full, threshold)
-    words = first_words(reason, block.settled)
+    quality = Quality(rigidity, null.limit, null.p_value(rigidity))
     return {
         "fit_error": float(distances[ranks.start : ranks.stop].max(initial=0.0)),
         "rigidity": rigidity,
-        "p_value": null.p_value(rigidity),
-        "rigidity_limit": null.limit,
+        "p_value": quality.p_value,
+        "rigidity_limit": quality.limit,
         "mp_like": mp_like,
         "reason": reason,
-        "verdict": sentence(reason, words, rigidity, null.limit, short, full),
+        "verdict": sentence(reason, first_words(reason, block.settled), quality, short, full),
     }
-
-
-def _without_bias(spikes: Floats, block: Block) -> float:
-    """The variance without the first-order pull of the spikes. spikes: Gram eigenvalues above the threshold.
-
-    A signal t (in units of σ√n) leaves a bulk that is smaller by the factor 1 − c/(t² p): the trace shows it, and to
-    first order in 1/t² the whole bulk shrinks by it. Quantile matching alone would call that a smaller σ, by 0.3 %
-    for 20 spikes in 384 × 384. Methods that match once never took the spikes out, and stay as published.
-    """
-    if not block.spikes or block.once:
-        return block.variance
-    _, twins = bbp_roots(spikes / (block.long * block.variance), block.short / block.long)
-    pull = float(np.sum(twins)) / block.short
-    return block.variance / (1.0 - min(pull, 0.5))
 
 
 def _precision(eigs: ArrayLike) -> float:

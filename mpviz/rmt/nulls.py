@@ -22,6 +22,7 @@ from mpviz.errors import SpectrumError
 Floats = NDArray[np.float64]
 
 _FILE = Path(__file__).with_name("null_table.json")
+LIMIT_SHARE = 0.01  # of noise layers that the verdict calls bad; the threshold of the spikes has the same level
 _SLOPE_FROM = 256  # the size from which p × KS grows like log p
 
 
@@ -39,12 +40,12 @@ class Null:
 
     @property
     def limit(self) -> float:
-        """The p × KS above which a fit is called bad: one noise layer in a thousand exceeds it."""
-        return float(self.rigidity[-1])
+        """The p × KS above which a fit is called bad: one noise layer in a hundred exceeds it."""
+        return float(np.interp(math.log(LIMIT_SHARE), np.log(self.tails[::-1]), self.rigidity[::-1]))
 
     def p_value(self, rigidity: float) -> float:
         """Share of noise layers with a larger p × KS; between the table's shares log-linear, never below the last."""
-        if rigidity >= self.limit:
+        if rigidity >= self.rigidity[-1]:
             return float(self.tails[-1])
         # no empirical step is closer to its law than half of itself, so every p × KS is at least 0.5
         points = np.concatenate([[0.5], self.rigidity])

@@ -10,6 +10,7 @@ two it is can only be told from the entries, and `explain` does.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ Floats = NDArray[np.float64]
 
 MOST_SPIKES = 3  # one in so many eigenvalues may be a spike; trained layers have up to one in six
 HEAVIEST = 6.0  # exponents up to this count as heavy-tailed; Martin & Mahoney (2021) draw the same line
+SURE = 0.001  # p-value that leaves no doubt of a bad fit: the last one in the table of nulls
 _REGULAR = 0.9  # of the spread that the law has
 
 _WORDS = {
@@ -56,9 +58,22 @@ def first_words(reason: str, settled: bool) -> str:
     return "heavy tail, no stable line between bulk and spikes" if not settled else _WORDS.get(reason, reason)
 
 
-def sentence(reason: str, words: str, rigidity: float, limit: float, rank: int, full: int) -> str:
-    """The verdict. words: what is wrong, for fits that are."""
+@dataclass(frozen=True)
+class Quality:
+    """The numbers behind a verdict: p × KS, its limit and the share of noise layers that is worse."""
+
+    rigidity: float
+    limit: float
+    p_value: float
+
+    def __str__(self) -> str:
+        share = "p ≤ 0.001" if self.p_value <= SURE else f"p = {self.p_value:.2g}"
+        return f"p*KS {self.rigidity:.1f}, limit {self.limit:.1f}, {share}"
+
+
+def sentence(reason: str, words: str, quality: Quality, rank: int, full: int) -> str:
+    """The verdict. words: what is wrong, for fits that are. rank: eigenvalues above zero, of `full`."""
     if reason == "low rank":
         return f"low rank: only {rank} of {full} eigenvalues are above zero"
-    text = "MP-like" if reason == "MP-like" else f"not MP-like: {words} (p*KS {rigidity:.1f}, limit {limit:.1f})"
+    text = "MP-like" if reason == "MP-like" else f"not MP-like: {words} ({quality})"
     return text + (f"; {full - rank} of {full} eigenvalues are zero" if rank < full else "")

@@ -152,6 +152,8 @@ def _check(plan: LimitPlan) -> None:
         )
     if not 0 <= plan.rate * plan.decay < 1:
         raise TrainingError(f"rate × decay = {plan.rate * plan.decay:g} is no shrinking factor; keep it in [0, 1)")
+    if plan.batch < 1 or plan.seed < 0:
+        raise TrainingError(f"batch {plan.batch} and seed {plan.seed} cannot be used; give at least 1 and 0")
     if not 0 < len(plan.planted) < plan.width:
         raise TrainingError(f"{len(plan.planted)} planted spikes do not fit a width of {plan.width}; plant 1 or more")
 
@@ -174,8 +176,13 @@ class _Start:
     right: np.ndarray
 
 
+def _seeds(plan: LimitPlan) -> list[int]:
+    """Of the planted layer, the other weights and the order of the images: R must be independent of both."""
+    return [int(seed) for seed in np.random.SeedSequence(plan.seed).generate_state(3)]
+
+
 def _start(plan: LimitPlan) -> _Start:
-    rng = torch.Generator().manual_seed(plan.seed)
+    rng = torch.Generator().manual_seed(_seeds(plan)[0])
     width, k = plan.width, len(plan.planted)
     sigma = 1.0 / math.sqrt(width)
     noise = sigma * torch.randn(width, width, generator=rng)
@@ -196,7 +203,7 @@ def _train(
 ) -> LimitRun:
     start = _start(plan)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
+        torch.manual_seed(_seeds(plan)[1])
         model = MLP((images[0][0].numel(), plan.width, plan.width, classes))
     layer = dict(model.named_parameters())[LAYER]
     with torch.no_grad():
@@ -237,7 +244,7 @@ def _epochs(
     rest = [p for p in model.parameters() if id(p) not in ids]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=plan.rate)
-    order_rng = torch.Generator().manual_seed(plan.seed)
+    order_rng = torch.Generator().manual_seed(_seeds(plan)[2])
     steps = 0
     with torch.no_grad():
         yield 0, 0, float(F.cross_entropy(model(x), y))

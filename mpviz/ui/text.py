@@ -198,7 +198,7 @@ def spectrum_title(view: SpectrumView, theme: str = "light") -> str:
         return f"{name} — {fit}"
     bulk = key("■", f"{percent(view.bulk_fraction, 2)} bulk", colours.bulk)
     spikes = key("◆", plural(view.n_spikes, "spike"), colours.spike)
-    return f"{name} — {bulk}, {spikes}, {fit if view.mp_like else f'<b>{fit}</b>'}"
+    return f"{name} — {bulk}, {spikes}, {fit if view.mp_like else _word(fit, colours.threshold.text)}"
 
 
 def spectrum_note(view: SpectrumView, nonzero: int) -> str:
@@ -206,7 +206,7 @@ def spectrum_note(view: SpectrumView, nonzero: int) -> str:
     rows, cols = view.shape
     size = f"{escape(view.role)}, {rows} × {cols}"
     if not view.mp_like:
-        return f"{size}, {escape(elided(view.verdict, 84))}"
+        return f"{size}, {escape(elided(view.verdict, 54))}"
     zeros = len(view.eigenvalues) - nonzero
     return f"{size}, {count(nonzero)} nonzero eigenvalues" + (f" ({count(zeros)} zero, not drawn)" if zeros else "")
 

@@ -314,6 +314,9 @@ def test_the_table_sorts_selects_locks_and_follows_the_slider(dashboard: Page) -
     for order, expected in (("descending", largest_first), ("ascending", largest_first[::-1]), ("none", names)):
         head.locator("button").click()
         assert head.get_attribute("aria-sort") == order and first_column(dashboard) == expected
+    room = "(cell) => cell.clientWidth - parseFloat(getComputedStyle(cell).getPropertyValue('--text'))"
+    bars = table(dashboard).locator("td.bar")
+    assert min(bars.nth(i).evaluate(room) for i in range(bars.count())) >= 30, "a bar is 30 pixels long"
     rows.nth(1).click()
     until(dashboard, lambda: "<b>features.fc2</b>" in title(dashboard, "spectrum"))
     until(dashboard, lambda: rows.nth(1).get_attribute("aria-selected") == "true")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -312,3 +313,22 @@ def test_tests_keep_away_from_the_cache_of_who_runs_them(monkeypatch):
     place = cache.folder()
     assert place is not None and place.name.startswith("mpviz-tests-")
     assert Path.home() not in place.parents
+
+
+def test_weights_that_move_while_they_are_analysed_are_not_kept(monkeypatch):
+    torch.manual_seed(0)
+    layer = nn.Linear(60, 90, bias=False)
+    model, first, load = nn.Sequential(layer), layer.weight.detach().clone(), cache.load
+
+    def moved(*arguments):  # an optimiser's step between the hash and the solver
+        found = load(*arguments)
+        with torch.no_grad():
+            layer.weight.mul_(3)
+        return found
+
+    monkeypatch.setattr(cache, "load", moved)
+    mp.analyze(model)
+    monkeypatch.setattr(cache, "load", load)
+    with torch.no_grad():
+        layer.weight.copy_(first)
+    pd.testing.assert_series_equal(mp.analyze(model)["sigma_plus"], mp.analyze(model, cache=False)["sigma_plus"])

@@ -127,3 +127,18 @@ def test_leading_vectors_are_those_of_the_svd(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(np.abs(np.sum(left * u[:, :4], axis=0)), 1.0, atol=1e-9)
     np.testing.assert_allclose(np.abs(np.sum(right * vt[:4].T, axis=0)), 1.0, atol=1e-9)
     assert overlap(left, u[:, :4]) == pytest.approx(1.0)
+
+
+def test_one_layer_that_cannot_be_compared_leaves_the_others(tmp_path: Path) -> None:
+    huge = network()
+    with torch.no_grad():
+        huge[2].weight.mul_(1e18)
+    table = compare(network(), huge)
+    assert table.loc["2.weight", "overlap_left"] == pytest.approx(1.0), "a scale turns no direction"
+    states = [network().state_dict(), network().state_dict()]
+    states[1]["2.weight"] = states[1]["2.weight"].to("meta")
+    table = compare(*states)
+    assert np.isnan(table.loc["2.weight", "overlap_left"]) and "2.weight" in table.attrs["skipped"]
+    assert table.loc["0.weight", "overlap_left"] == pytest.approx(1.0)
+    with pytest.raises(ModelError, match="whole number"):
+        compare(network(), network(), k=2.5)  # type: ignore[arg-type]

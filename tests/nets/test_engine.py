@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import mpviz as mp
 from mpviz.errors import SpectrumError
 from mpviz.nets import engine
-from mpviz.nets.engine import shuffle_entries, solve, solve_batch
+from mpviz.nets.engine import shuffle_entries, single_threaded_blas, solve, solve_batch
 from mpviz.nets.spectra import layer_spectra, shuffled_spectrum
 
 SHAPES = [(64, 48), (48, 64), (96, 24), (40, 40), (1, 9), (30, 1)]
@@ -246,3 +246,18 @@ def test_fast_trusts_no_bulk_that_a_spike_drowns():
     assert fast[drowned].drop(columns="engine").equals(full[drowned].drop(columns="engine"))
     np.testing.assert_allclose(fast["sigma_plus"], full["sigma_plus"], rtol=2e-3)
     assert mp.analyze(model, precision="fast").equals(fast)
+
+
+def test_overlapping_analyses_give_the_blas_threads_back():
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        wide = threads()
+        first, second = single_threaded_blas(), single_threaded_blas()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert threads() == {1}, "the second still computes with one thread a layer"
+        second.__exit__(None, None, None)
+        assert threads() == wide

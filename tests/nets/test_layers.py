@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+import mpviz as mp
 from mpviz.errors import ModelError
 from mpviz.nets.layers import as_matrix, group_infos, list_layers, part_of, weight_of
 from mpviz.nets.roles import ROLES
@@ -173,3 +174,10 @@ def test_unknown_names_suggest_the_nearest():
         assert torch.equal(weight_of(given, "features.fc2.weight"), model.features.fc2.weight)
     with pytest.raises(ModelError, match="no Linear or Conv2d"):
         list_layers(nn.ReLU())
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "maxvit_rmlp_pico_rw_256", "lambda_resnet26t"])
+def test_attention_that_is_not_stacked_in_thirds_is_not_split(name):
+    model = mp.load_model(name, pretrained=False)
+    found = [info for info in list_layers(model, split=("qkv",)) if "qkv" in info.name]
+    assert found and not [info.name for info in found if info.part]

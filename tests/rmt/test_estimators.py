@@ -26,7 +26,8 @@ def test_noise(method, shape):
     assert np.max(np.abs(errors)) < 6 / math.sqrt(2 * shape[0] * shape[1]) * (3 if method == "median" else 1)
     assert abs(np.mean(errors)) < 0.002
     assert sum(fit.n_spikes for fit in fits) <= 3
-    assert all(fit.mp_like and fit.reason == "MP-like" and fit.method == method for fit in fits)
+    assert {fit.method for fit in fits} == {method}
+    assert sum(fit.reason == "MP-like" for fit in fits) >= 36  # one in a hundred is called bad
     root = math.sqrt(shape[1] / shape[0])
     clean = next(fit for fit in fits if not fit.n_spikes)
     assert clean.edges[1] == pytest.approx(clean.variance * (1 + root) ** 2, rel=1e-12)

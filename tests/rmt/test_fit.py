@@ -1,4 +1,4 @@
-"""The bulk fit: accuracy on matrices with known truth, calibration, equivariance, verdicts and refusals."""
+"""The bulk fit: accuracy on matrices with known truth, calibration, equivariance and verdicts."""
 
 import math
 from dataclasses import FrozenInstanceError, dataclass
@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from mpviz.errors import SpectrumError
 from mpviz.rmt import MarchenkoPastur, fit_bulk, threshold
+from tests.rmt.matrices import noise_spectrum, spectrum
 
 LARGE = [(384, 384), (768, 768), (1536, 768), (1536, 384), (768, 1536), (384, 1536)]
 SMALL = [(256, 128), (128, 256), (512, 128), (128, 128), (512, 512), (512, 784)]
-
-
-def spectrum(matrix: np.ndarray) -> np.ndarray:
-    """Ascending eigenvalues of WᵀW / rows from the Gram matrix of the smaller side."""
-    rows, cols = matrix.shape
-    gram = matrix @ matrix.T if rows < cols else matrix.T @ matrix
-    return np.linalg.eigvalsh(gram) / rows
 
 
 def spiked(rng: np.random.Generator, shape: tuple[int, int], spikes: int, sigma: float) -> tuple[np.ndarray, float]:
@@ -202,14 +195,26 @@ def test_result_is_frozen_and_input_untouched():
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
 def test_noise_is_mp_like(shape, draw):
     rng = np.random.default_rng(10)
+    fits = []
     for _ in range(6):
         matrix = rng.normal(size=shape) if draw == "normal" else rng.uniform(-1, 1, size=shape)
-        fit = fit_bulk(spectrum(matrix), shape)
-        assert fit.mp_like
-        assert fit.verdict == "MP-like"
-        assert fit.reason == "MP-like"
+        fits.append(fit_bulk(spectrum(matrix), shape))
+    good = [fit for fit in fits if fit.mp_like]
+    assert len(good) >= 5  # one noise layer in a hundred is called bad
+    for fit in good:
+        assert fit.verdict == fit.reason == "MP-like"
         assert 1.0 < fit.rigidity < fit.rigidity_limit
-        assert fit.p_value > 0.001
+        assert fit.p_value > 0.01
+    assert all(fit.p_value > 0.001 for fit in fits)
+
+
+@pytest.mark.parametrize("shape", [(100, 70), (130, 200)])
+def test_one_noise_layer_in_a_hundred_is_called_bad(shape):
+    rng = np.random.default_rng(11)
+    draws = 1500
+    bad = sum(not fit_bulk(noise_spectrum(rng, shape), shape).mp_like for _ in range(draws))
+    low, high = binom.interval(0.999, draws, 0.01)
+    assert low <= bad <= high
 
 
 @pytest.mark.parametrize("shape", [(256, 128), (384, 384), (512, 784), (768, 384)])
@@ -222,7 +227,7 @@ def test_column_scales_warn(shape):
         assert fit.rigidity > fit.rigidity_limit
         assert fit.p_value == 0.001
         assert fit.verdict.startswith("not MP-like: ")
-        assert fit.verdict.endswith(f"(p*KS {fit.rigidity:.1f}, limit {fit.rigidity_limit:.1f})")
+        assert fit.verdict.endswith(f"(p*KS {fit.rigidity:.1f}, limit {fit.rigidity_limit:.1f}, p ≤ 0.001)")
 
 
 def test_heavy_tails_warn_and_stop():
@@ -270,87 +275,38 @@ def test_float32_spectrum():
     assert math.sqrt(fit.variance) == pytest.approx(1.0, rel=0.02)
 
 
-NOISE = spectrum(np.random.default_rng(15).normal(size=(40, 20)))
+@pytest.mark.parametrize("method", ["bema", "trace", "ks"])
+@pytest.mark.parametrize("shape", [(300, 300), (160, 400)])
+def test_threshold_belongs_to_the_variance_that_is_told(shape, method):
+    # of the block that the spikes leave, not pulled down by them
+    eigs = spectrum(spiked(np.random.default_rng(16), shape, 6, 0.2)[0])
+    fit = fit_bulk(eigs, shape, method=method)
+    assert fit.n_spikes == 6
+    block = (shape[0] - 6, shape[1] - 6)
+    assert fit.threshold * shape[0] == pytest.approx(threshold(fit.variance, block) * block[0], rel=1e-12)
 
 
-def changed(index, value):
-    eigs = NOISE.copy()
-    eigs[index] = value
-    return eigs
+@pytest.mark.parametrize("shape", [(200, 200), (300, 120)])
+def test_false_spikes_beside_spikes(shape):
+    # no more often than in pure noise, of which 1 % is allowed
+    rng = np.random.default_rng(17)
+    draws, extra = 250, 0
+    for _ in range(draws):
+        fit = fit_bulk(spectrum(spiked(rng, shape, 8, 1.0)[0]), shape)
+        extra += fit.n_spikes > 8
+    assert extra <= binom.ppf(0.999, draws, 0.01)
 
 
-def of_rank(rank, shape=(100, 60)):
-    rng = np.random.default_rng(16)
-    return spectrum(rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1])))
-
-
-BAD = {
-    "nan": (changed(3, math.nan), (40, 20), {}, "1 of 20 eigenvalues .* NaN or infinite; check its weights"),
-    "infinite": (changed(19, math.inf), (40, 20), {}, "NaN or infinite"),
-    "negative": (changed(0, -0.5), (40, 20), {}, "eigenvalue -0.5, but WᵀW has none below zero"),
-    "one row": ([3.0], (1, 50), {}, "1 x 50 layer has one eigenvalue"),
-    "one column": ([3.0], (50, 1), {}, "50 x 1 layer has one eigenvalue"),
-    "no entries": ([], (0, 50), {}, "0 x 50 layer has no entries"),
-    "all zero": (np.zeros(20), (40, 20), {}, "the 40 x 20 layer is all-zero"),
-    "rank one": (of_rank(1), (100, 60), {}, "low rank: only 1 of 60 eigenvalues .* leave it out"),
-    "rank six": (of_rank(6), (100, 60), {}, "low rank: only 6 of 60"),
-    "too small": (NOISE[:6], (30, 6), {}, "too few eigenvalues: only 4 .*too small, leave it out"),
-    "trim too wide": (NOISE, (40, 20), {"trim": 0.35}, "only 6 eigenvalues in the bulk window .*lower trim to 0.3 or"),
-    "wrong length": (NOISE, (40, 30), {}, r"min\(rows, cols\) = 30 eigenvalues, got 20"),
-    "a matrix": (np.ones((40, 20)), (40, 20), {}, "pass the spectrum of W, not W"),
-    "complex": (NOISE + 1j, (40, 20), {}, "not real numbers"),
-    "words": (["a"] * 20, (40, 20), {}, "not real numbers"),
-    "4-D shape": (NOISE, (40, 20, 3, 3), {}, "unfold the layer first"),
-    "no shape": (NOISE, None, {}, "unfold the layer first"),
-    "fractional shape": (NOISE, (40.5, 20), {}, "unfold the layer first"),
-    "trim one half": (NOISE, (40, 20), {"trim": 0.5}, r"trim 0.5 leaves no window; choose it in \[0, 0.5\)"),
-    "trim negative": (NOISE, (40, 20), {"trim": -0.1}, "trim -0.1"),
-    "trim nan": (NOISE, (40, 20), {"trim": math.nan}, "trim nan"),
-    "level": (NOISE, (40, 20), {"level": 1.0}, "level 1.0"),
-    "method": (NOISE, (40, 20), {"method": "bemma"}, "unknown fit method 'bemma'; did you mean 'bema'"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(case):
-    eigs, shape, options, message = BAD[case]
-    with pytest.raises(SpectrumError, match=message) as caught:
-        fit_bulk(eigs, shape, **options)
-    # the same words as a verdict, for a table that must not stop at one layer
-    fit = fit_bulk(eigs, shape, strict=False, **options)
-    assert fit.verdict == str(caught.value)
-    assert not fit.mp_like
-    assert fit.law is None
-    assert fit.n_spikes == 0
-    numbers = [fit.variance, *fit.edges, fit.sigma_plus, fit.threshold, fit.bulk_fraction, fit.fit_error, fit.rigidity]
-    numbers += [*fit.sigma_plus_interval, fit.p_value, fit.rigidity_limit]
-    assert all(math.isnan(number) for number in numbers)
-
-
-def test_good_input_is_the_same_either_way():
-    assert fit_bulk(NOISE, (40, 20), strict=True) == fit_bulk(NOISE, (40, 20), strict=False)
-
-
-def test_rank_of_a_refused_layer_is_told():
-    assert fit_bulk(of_rank(6), (100, 60), strict=False).rank == 6
-
-
-def test_the_remedy_for_trim_works():
-    for count in range(8, 60):
-        eigs = spectrum(np.random.default_rng(count).normal(size=(80, count)))
-        verdict = fit_bulk(eigs, (80, count), trim=0.49, strict=False).verdict
-        remedy = float(verdict.split("lower trim to ")[1].split()[0])
-        assert fit_bulk(eigs, (80, count), trim=remedy).variance > 0
-
-
-def test_low_rank_that_can_be_fitted_is_called_so():
-    fit = fit_bulk(of_rank(20), (100, 60), strict=False)
-    assert fit.rank == 20
-    assert not fit.mp_like
-    assert fit.verdict == "low rank: only 20 of 60 eigenvalues are above zero"
-
-
-def test_rounding_below_zero_is_forgiven():
-    eigs = of_rank(40)
-    assert eigs[0] < 1e-12
-    assert fit_bulk(np.where(eigs < 1e-10, -1e-9, eigs), (100, 60)).rank == 40
+def test_borderline_spikes_settle():
+    # the last spike moved across the threshold in small steps: the count falls by one, the verdict never breaks
+    eigs = spectrum(spiked(np.random.default_rng(18), (150, 150), 5, 1.0)[0])
+    cut = fit_bulk(eigs, (150, 150)).threshold
+    counts = []
+    for place in np.linspace(1.02, 0.98, 81) * cut:
+        moved = np.sort(np.append(np.delete(eigs, -5), place))
+        fit = fit_bulk(moved, (150, 150))
+        counts.append(fit.n_spikes)
+        assert fit.mp_like
+        assert fit.n_spikes == int(np.sum(moved > fit.threshold))
+    assert counts == sorted(counts, reverse=True)
+    assert set(counts) == {5, 4}

@@ -80,7 +80,7 @@ def _toolbar(desk: Desk) -> w.Widget:
         layout=_fixed("96px"),
     )  # fmt: skip
     view.add_class("mpviz-look")
-    shuffled = w.ToggleButton(description="shuffled", tooltip=SHUFFLED_TIP, layout=_fixed("56px"))
+    shuffled = w.ToggleButton(description="shuffled", tooltip=SHUFFLED_TIP, layout=_fixed("62px"))
     for control, name in ((scale, "scale"), (density, "log_y"), (view, "view"), (shuffled, "shuffled")):
         desk.bind(control, name)
 
