@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,16 +101,19 @@ def _add_table_files(parser: argparse.ArgumentParser) -> None:
 def _write_table(table: pd.DataFrame, arguments: argparse.Namespace) -> None:
     from mpviz.errors import CheckpointError
     from mpviz.files import write_with
+    from mpviz.ui.export import table_csv, table_parquet
 
-    for path, write in ((arguments.csv, table.to_csv), (arguments.parquet, table.to_parquet)):
+    for path, data_of in ((arguments.csv, table_csv), (arguments.parquet, table_parquet)):
         if path is None:
             continue
         try:
-            write_with(path, write)
+            write_with(path, partial(_put, data_of(table)))
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from error
-        except ImportError as error:
-            raise CheckpointError(f"cannot write {path}: Parquet needs pyarrow; pip install pyarrow") from error
+
+
+def _put(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
 
 
 def _add_compare(commands: Any) -> None:

@@ -249,21 +249,24 @@ def _on_disk(plan: Plan, content: str, stack: Tensor, seed: int | None) -> Measu
 
 def _finish(plan: Plan, work: _Work, solved: Solved | None) -> LayerSpectrum:
     """All numbers of a layer. solved: its eigenvalues when a batch found them."""
-    found, why, null = work.found, "found on disk", None
+    found, why, null, new = work.found, "found on disk", None, dict[int | None, Measured]()
     if found is None:
         why, solved = "computed", solved or solve(work.stack, plan.precision)
-        found = Measured(solved.eigenvalues, solved.engine, _entries(work.stack))
-        _keep(plan, work, found, None)
-    if plan.arguments.shuffled is not None:
-        null = _null(plan, work, plan.arguments.shuffled)
+        found = new[None] = Measured(solved.eigenvalues, solved.engine, _entries(work.stack))
+    seed = plan.arguments.shuffled
+    if seed is not None:
+        null = _on_disk(plan, work.content, work.stack, seed) if work.content else None
+        null = null or new.setdefault(seed, _null(plan, work, seed))
     layer = layer_of(work.info, found, null, plan.arguments)
     ratio = spiked(layer) if found.engine.startswith("float32") else ""
     if ratio:  # the fit finds a bulk below what its median had promised
         engine = f"float64{ratio}{cast_note(work.stack.dtype, 'float64')}"
         found, why = replace(found, eigenvalues=solve(work.stack).eigenvalues, engine=engine), "computed"
-        _keep(plan, work, found, None)
+        new[None] = found
         layer = layer_of(work.info, found, null, plan.arguments)
     if _unchanged(work):
+        for order, measured in new.items():
+            cache.store(cache.measured_key(work.content, plan.precision, order), measured)
         size = found.eigenvalues.nbytes * (2 if null is None else 4)
         cache.memory.put(_key(plan, work.content), layer, size)
     return named(layer, work.info, why)
@@ -271,17 +274,8 @@ def _finish(plan: Plan, work: _Work, solved: Solved | None) -> LayerSpectrum:
 
 def _null(plan: Plan, work: _Work, seed: int) -> Measured:
     """Eigenvalues of the shuffled entries."""
-    null = _on_disk(plan, work.content, work.stack, seed) if work.content else None
-    if null is None:
-        solved = solve(shuffle_entries(work.stack, seed).to(work.stack.device), plan.precision)
-        null = Measured(solved.eigenvalues, solved.engine)
-        _keep(plan, work, null, seed)
-    return null
-
-
-def _keep(plan: Plan, work: _Work, found: Measured, seed: int | None) -> None:
-    if _unchanged(work):
-        cache.store(cache.measured_key(work.content, plan.precision, seed), found)
+    solved = solve(shuffle_entries(work.stack, seed).to(work.stack.device), plan.precision)
+    return Measured(solved.eigenvalues, solved.engine)
 
 
 def _unchanged(work: _Work) -> bool:

@@ -274,7 +274,8 @@ _blas_limit: threadpool_limits | None = None
 def single_threaded_blas() -> Iterator[None]:
     """One BLAS thread for each thread of ours, while the block lasts.
 
-    The limit belongs to the process: of analyses that overlap the first sets it and the last takes it back.
+    The limit belongs to the process: of analyses that overlap the first sets it and the last takes it back. Some
+    builds of OpenBLAS follow it only when it is set from the main thread.
     """
     global _blas_users, _blas_limit
     from threadpoolctl import threadpool_limits

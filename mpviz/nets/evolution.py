@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from mpviz.errors import SpectrumError
+from mpviz.errors import ModelError, SpectrumError
+from mpviz.nets.spectra import layer_spectra
+from mpviz.nets.weights import Weights
 from mpviz.rmt.fit import BulkFit, fit_bulk
 
 
@@ -60,6 +62,19 @@ class Evolution:
             "mp_like": fit.mp_like,
             "verdict": fit.verdict,
         }
+
+
+def follow(layer: str, checkpoints: Mapping[str, Weights]) -> Evolution:
+    """One layer through checkpoints that are kept in order: {label: module, state dict or safetensors file}.
+
+    Raises ModelError when a checkpoint has no such layer, or it has another shape there.
+    """
+    found = {label: next(iter(layer_spectra(weights, [layer]).values())) for label, weights in checkpoints.items()}
+    shapes = {one.info.matrix for one in found.values()}
+    if len(shapes) != 1:
+        raise ModelError(f"{layer} has {len(shapes)} shapes in {len(found)} checkpoints; follow one network over time")
+    spectra = tuple(one.eigenvalues for one in found.values())
+    return Evolution(layer, shapes.pop(), tuple(found), spectra, tuple(one.fit for one in found.values()))
 
 
 def evolution(

@@ -46,7 +46,8 @@ class BulkFit:
     rigidity: p × KS, number of bulk eigenvalues × the largest such gap over the whole bulk. For true noise its median
         grows like log p, from 1.5 at p = 16 to 3.4 at p = 2048.
     p_value: share of noise layers of this shape that the same method gives a larger p × KS, from a table of 10 000
-        simulated draws a shape; never below 0.001, where the table ends.
+        simulated draws a shape; never below 0.001, where the table ends. Below 16 eigenvalues those of 16 stand in,
+        which makes it too large.
     rigidity_limit: the p × KS above which the verdict calls the fit bad: noise exceeds it once in a hundred layers.
     rank: eigenvalues that are not numerically zero; the others (dead rows or columns) were left out of the fit.
     verdict, reason, mp_like: the answer as a sentence, as one of REASONS and as one bit.

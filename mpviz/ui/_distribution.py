@@ -20,14 +20,12 @@ _LAW_POINTS = 241
 def distribution(view: SpectrumView | None, scale: str = "eigenvalue", theme: str = "light") -> Json:
     """Empirical distribution function of the bulk over the fitted law, and below it what the fit leaves.
 
-    The residual is p·(F_empirical − F_law): eigenvalues of true noise are rigid, so that it stays within about ±3 at
-    every size; the dashed lines are the limit of the verdict. Five traces: empirical, law, residual, spikes, shuffled.
+    The residual is p·(F_empirical − F_law): eigenvalues of true noise are rigid, so that it grows only like log p; the
+    dashed lines are the limit of the verdict. Five traces: empirical, law, residual, spikes, shuffled.
     scale: "eigenvalue" or "singular".  Raises MpvizError for an unknown scale or theme.
     """
-    if view is None:
-        return empty(text.EMPTY_SPECTRUM, theme)
-    if not view.fitted or view.law_cdf is None:
-        return empty(NO_FIT, theme)
+    if view is None or view.law_cdf is None:
+        return _nothing(view, theme)
     colours, rows = palette(theme), view.shape[0]
     bulk, spikes = _parts(view)
     steps = (np.arange(len(bulk)) + 0.5) / max(1, len(bulk))
@@ -57,7 +55,7 @@ def distribution(view: SpectrumView | None, scale: str = "eigenvalue", theme: st
                 f"limit ±{text.significant(limit, 2)}",
                 colours.threshold.text,
                 x=1, xref="paper", xanchor="right", y=limit, yref="y2", yanchor="bottom",
-                hovertext="true noise of this size stays inside; simulated",
+                hovertext="99 of 100 noise layers of this size stay inside; simulated",
             )
         ],
         "uirevision": f"{view.layer}|{scale}|distribution",
@@ -72,10 +70,8 @@ def quantiles(view: SpectrumView | None, scale: str = "eigenvalue", theme: str =
     Three traces: diagonal, bulk, spikes. scale: "eigenvalue" or "singular".
     Raises MpvizError for an unknown scale or theme.
     """
-    if view is None:
-        return empty(text.EMPTY_SPECTRUM, theme)
-    if not view.fitted or view.law_ppf is None:
-        return empty(NO_FIT, theme)
+    if view is None or view.law_ppf is None:
+        return _nothing(view, theme)
     colours, rows = palette(theme), view.shape[0]
     bulk, spikes = _parts(view)
     expected = on_scale(np.asarray(view.law_ppf((np.arange(len(bulk)) + 0.5) / max(1, len(bulk)))), rows, scale)
@@ -106,6 +102,11 @@ def quantiles(view: SpectrumView | None, scale: str = "eigenvalue", theme: str =
         "uirevision": f"{view.layer}|{scale}|quantiles",
     }
     return {"data": data, "layout": base}
+
+
+def _nothing(view: SpectrumView | None, theme: str) -> Json:
+    """What stands in for a comparison with a law that is not there."""
+    return empty(text.EMPTY_SPECTRUM if view is None else NO_FIT, theme)
 
 
 _RESIDUAL_HOVER = "p·(F − law) = %{y:.2f}<extra></extra>"

@@ -34,9 +34,9 @@ def evolution(followed: Evolution, step: int, theme: str = "light") -> Json:
     if not 0 <= step < len(followed):
         raise MpvizError(f"checkpoint {step} is not there; {followed.layer} has {len(followed)}, from 0")
     colours = palette(theme)
-    start, now = _singular(followed, 0), _singular(followed, step)
-    fit = followed.fits[step]
-    right = 1.05 * max(float(_singular(followed, i)[-1]) for i in range(len(followed)))
+    spectra = [_singular(followed, i) for i in range(len(followed))]
+    start, now, fit = spectra[0], spectra[step], followed.fits[step]
+    right = 1.05 * max(float(values[-1]) for values in spectra)
     width = right / _BINS
     cut = np.sqrt(followed.shape[0] * fit.threshold) if fit.law is not None else np.inf
     x, y = _bars(now, width)
@@ -48,11 +48,11 @@ def evolution(followed: Evolution, step: int, theme: str = "light") -> Json:
         *[_histogram(x, y, chosen, name, colour, width)
           for name, chosen, colour in (("bulk", x - width / 2 < cut, colours.bulk),
                                        ("spikes", x - width / 2 >= cut, colours.spike))],
-        _law(followed, fit, theme),
+        _law(followed, fit, width, theme),
         _marks(now[now > cut], colours.spike),
     ]  # fmt: skip
     base = layout(theme, _title(followed, step, theme), _note(followed, fit))
-    top = 1.25 * max(float(_bars(_singular(followed, i), width)[1].max()) for i in range(len(followed)))
+    top = 1.25 * max(float(_bars(values, width)[1].max()) for values in spectra)
     base |= {
         "xaxis": axis(theme, AXIS_TITLE["singular"], grid=False, ticks="outside", range=[0, right]),
         "yaxis": axis(theme, "eigenvalues a bin", range=[-0.07 * np.sqrt(top), np.sqrt(top)],
@@ -170,16 +170,15 @@ def _histogram(x: Floats, y: Floats, chosen: np.ndarray, name: str, colour: Colo
             "marker": marker, "hovertext": words, "hoverinfo": "text+x"}  # fmt: skip
 
 
-def _law(followed: Evolution, fit: BulkFit, theme: str) -> Json:
+def _law(followed: Evolution, fit: BulkFit, width: float, theme: str) -> Json:
     x, y = np.zeros(0), np.zeros(0)
     if fit.law is not None:
         low, high = np.sqrt(followed.shape[0] * np.asarray(fit.edges))
         borders = np.linspace(low, high, _LAW_POINTS)
         mass = np.diff(fit.law.cdf_nonzero(borders**2 / followed.shape[0]))
-        right = 1.05 * max(float(_singular(followed, i)[-1]) for i in range(len(followed)))
         bulk = min(followed.shape) - fit.n_spikes
         x = (borders[:-1] + borders[1:]) / 2
-        y = np.sqrt(mass * bulk * (right / _BINS) / (borders[1] - borders[0]))
+        y = np.sqrt(mass * bulk * width / (borders[1] - borders[0]))
     line = {"color": palette(theme).ink, "width": 2}
     return {"type": "scatter", "mode": "lines", "name": "Marchenko–Pastur", "x": x.tolist(), "y": y.tolist(),
             "line": line, "hoverinfo": "skip"}  # fmt: skip

@@ -14,6 +14,7 @@ from mpviz.ui.layer_figure import layer_figure
 from mpviz.ui.theme import Json
 
 if TYPE_CHECKING:
+    from mpviz.nets.evolution import Evolution
     from mpviz.workbench.state import Workbench
 
 FIGURES: dict[str, Callable[[Workbench, str], Json]] = {
@@ -54,6 +55,13 @@ def take(wb: Workbench, what: str, form: str, theme: str = "light") -> File:
     if table is None:
         raise MpvizError("nothing is pruned yet, so there is no before and after; press Prune first")
     return table_file(table, stem(wb, what), form)
+
+
+def evolution_file(followed: Evolution, theme: str = "light") -> File:
+    """All checkpoints of a layer as one page that plays them, with a slider; needs nothing else to be seen."""
+    name = file_stem(followed.layer, "evolution")
+    stills = [figures.evolution(followed, step, theme) for step in range(len(followed))]
+    return File(f"{name}.html", figure_html(figures.animated(stills, followed.labels), name).encode())
 
 
 def stamped(figure: Json, wb: Workbench, what: str) -> Json:

@@ -11,6 +11,7 @@ import numpy as np
 from mpviz.errors import SpectrumError
 from mpviz.nets.layer_spectrum import LayerSpectrum
 from mpviz.nets.layers import LayerInfo
+from mpviz.nets.spectra import spectrum
 from mpviz.rmt import MarchenkoPastur, fit_bulk, lower_edge, spike_strengths, threshold, upper_edge
 from mpviz.workbench.sources import spectrum_view
 from mpviz.workbench.views import SpectrumView
@@ -111,7 +112,6 @@ def _unit_spectrum(rows: int, cols: int, spikes: int, strength: float, seed: int
         left, _ = np.linalg.qr(draws.standard_normal((rows, spikes)))
         right, _ = np.linalg.qr(draws.standard_normal((cols, spikes)))
         matrix += strength * (rows * cols) ** 0.25 * left @ right.T
-    gram = matrix.T @ matrix if cols <= rows else matrix @ matrix.T
-    values = np.clip(np.linalg.eigvalsh(gram), 0.0, None) / rows
+    values = spectrum(matrix)
     values.setflags(write=False)
     return values

@@ -30,11 +30,11 @@ class SpectrumView:
 
     shape: (N outputs, M inputs). eigenvalues: Float64["min(N, M)"] ascending. law_pdf: density of the fitted law on
     the scale of X, vectorised. edges: (λ₋, λ₊); threshold: the Tracy–Widom corrected edge T₊, both on the scale of
-    X. sigma_plus: √(N λ₊). rigidity: p·KS, below rigidity_limit for a true bulk. spikes: the largest first, each
+    X. sigma_plus: √(N λ₊). rigidity: p·KS; above rigidity_limit the fit is called bad. spikes: the largest first, each
     with rank (from 1), eigenvalue, strength (the singular value of the signal behind it) and overlap (0 … 1, or a
     (left, right) pair). Numbers that the fit could not give are NaN, and `verdict` says why.
     law_cdf, law_ppf: distribution function and quantiles of the fitted law over x > 0; None without a fit.
-    rigidity_limit: what p·KS of true noise of this size stays below; p_value: how often it is larger there. reason:
+    rigidity_limit: what 99 of 100 noise layers of this size stay below; p_value: how often it is larger there. reason:
     the verdict as one of a few words. sigma_plus_interval: 95 % interval of σ₊. shuffled: eigenvalues of the same
     entries in random order. tail: the power law fitted to the largest eigenvalues.
     """

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+import torch
 
-from mpviz.errors import MpvizError
-from mpviz.nets.evolution import Evolution, evolution
+from mpviz.errors import ModelError, MpvizError
+from mpviz.nets.evolution import Evolution, evolution, follow
 from mpviz.rmt.fit import fit_bulk
 from mpviz.rmt.law import MarchenkoPastur
 from mpviz.ui import figures
+from mpviz.ui.takeaway import evolution_file
 from mpviz.workbench.views import SpectrumView, TailView
 
 SHAPE = (300, 150)
@@ -171,3 +173,21 @@ def test_frames_for_a_page_of_its_own(shrinking: Evolution) -> None:
     assert "epoch 2" in html
     with pytest.raises(MpvizError, match="one label each"):
         figures.animated(stills, ["epoch 0"])
+
+
+def test_checkpoints_become_one_page_that_plays(shrinking: Evolution) -> None:
+    page = evolution_file(shrinking)
+    assert page.name == "a.weight-evolution.html"
+    assert b"epoch 2" in page.data and b"Play" in page.data and b"addFrames" in page.data
+
+
+def test_one_layer_is_followed_through_checkpoints() -> None:
+    rng = np.random.default_rng(0)
+    states = {f"step {i}": {"a.weight": torch.from_numpy(rng.normal(size=SHAPE) / (i + 1))} for i in range(3)}
+    followed = follow("a", states)
+    assert followed.labels == ("step 0", "step 1", "step 2") and followed.shape == SHAPE
+    np.testing.assert_allclose(followed.table["bulk_scale"], [1.0, 1 / 2, 1 / 3], rtol=0.02)
+    with pytest.raises(ModelError, match="2 shapes"):
+        follow("a", {**states, "other": {"a.weight": torch.ones(40, 30)}})
+    with pytest.raises(ModelError, match="unknown layer"):
+        follow("b", states)
