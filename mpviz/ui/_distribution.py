@@ -29,7 +29,9 @@ def distribution(view: SpectrumView | None, scale: str = "eigenvalue", theme: st
     colours, rows = palette(theme), view.shape[0]
     bulk, spikes = _parts(view)
     steps = (np.arange(len(bulk)) + 0.5) / max(1, len(bulk))
-    residual = len(bulk) * (steps - np.asarray(view.law_cdf(bulk)))
+    # both ends of every step, so that the largest residual is the p·KS of the verdict
+    below = np.arange(len(bulk)) - len(bulk) * np.asarray(view.law_cdf(bulk))
+    residual = np.column_stack([below, below + 1.0]).ravel()
     x = on_scale(bulk, rows, scale).tolist()
     line = np.linspace(*view.edges, _LAW_POINTS)
     data = [
@@ -38,7 +40,11 @@ def distribution(view: SpectrumView | None, scale: str = "eigenvalue", theme: st
             **_line("law", on_scale(line, rows, scale).tolist(), np.asarray(view.law_cdf(line)).tolist(), colours.bulk),
             "line": {"color": colours.ink, "width": 1.5},
         },
-        {**_line("residual", x, residual.tolist(), colours.bulk), "yaxis": "y2", "hovertemplate": _RESIDUAL_HOVER},
+        {
+            **_line("residual", np.repeat(x, 2).tolist(), residual.tolist(), colours.bulk),
+            "yaxis": "y2",
+            "hovertemplate": _RESIDUAL_HOVER,
+        },
         _dots("spikes", on_scale(spikes, rows, scale).tolist(), [1.0] * len(spikes), colours.spike),
         _shuffled(view, scale, theme),
     ]

@@ -81,8 +81,7 @@ def test_the_residual_is_the_distance_that_the_verdict_judges() -> None:
     shown = view()
     drawn = traces(figures.distribution(shown))
     residual = np.array(drawn["residual"]["y"])
-    # a midpoint step differs from the two ends of the step by half an eigenvalue
-    assert np.abs(residual).max() == pytest.approx(shown.rigidity, abs=0.5 + 1e-9)
+    assert np.abs(residual).max() == pytest.approx(shown.rigidity)
     law = MarchenkoPastur(aspect=(SHAPE[1] - 2) / (SHAPE[0] - 2), variance=1.0)
     assert np.all(np.diff(drawn["law"]["y"]) >= 0) and drawn["law"]["y"][-1] == pytest.approx(1.0)
     assert law.aspect < 1 and len(drawn["empirical"]["x"]) == min(SHAPE) - 2
