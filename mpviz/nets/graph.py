@@ -1,0 +1,197 @@
+"""A network as a list of operations: what bounds walk along, forwards and backwards."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from mpviz.errors import ModelError
+
+Op = Literal["input", "linear", "conv", "norm", "relu", "gelu", "add", "flatten", "avgpool", "maxpool", "identity"]
+RULES = "Linear, Conv2d, BatchNorm, ReLU, addition, flatten, average and max pooling"
+
+_MODULES: dict[type[nn.Module], Op] = {
+    nn.Linear: "linear",
+    nn.Conv2d: "conv",
+    nn.BatchNorm1d: "norm",
+    nn.BatchNorm2d: "norm",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu",  # refused below; named here so that the message can say which kind it is
+    nn.Flatten: "flatten",
+    nn.AvgPool2d: "avgpool",
+    nn.AdaptiveAvgPool2d: "avgpool",
+    nn.MaxPool2d: "maxpool",
+    nn.Identity: "identity",
+    nn.Dropout: "identity",
+    nn.Dropout2d: "identity",
+}
+_FUNCTIONS: dict[Any, Op] = {
+    operator.add: "add",
+    operator.iadd: "add",
+    torch.add: "add",
+    torch.relu: "relu",
+    nn.functional.relu: "relu",
+    torch.flatten: "flatten",
+    "flatten": "flatten",
+    "relu": "relu",
+    "relu_": "relu",
+    "contiguous": "identity",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. inputs: names of the nodes it reads; module: where its weights live, "" for a function.
+
+    weight, bias: parameter names in the model, "" where there are none.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    module: str = ""
+    weight: str = ""
+    bias: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Nodes in an order in which every node comes after its inputs; the last one gives the logits.
+
+    model: the traced module itself, in eval mode; its tensors are read when they are needed, never changed.
+    """
+
+    model: nn.Module
+    nodes: tuple[Node, ...]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    @property
+    def output(self) -> str:
+        """Name of the node that gives the logits."""
+        return self.nodes[-1].name
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """{parameter name: name of the node it belongs to}, in order."""
+        return {node.weight: node.name for node in self.nodes if node.weight}
+
+    def module(self, node: Node) -> Any:
+        """The module of a node."""
+        return self.model.get_submodule(node.module)
+
+    def after(self, name: str) -> tuple[Node, ...]:
+        """The nodes that depend on node `name`, without it."""
+        reached = {name}
+        later = []
+        for node in self.nodes:
+            if reached & set(node.inputs):
+                reached.add(node.name)
+                later.append(node)
+        return tuple(later)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in _MODULES or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> Network:
+    """The operations of a network of fully connected or conv–norm–ReLU layers, residual additions included.
+
+    Raises ModelError for a model in training mode and for an operation without a rule, which it names.
+    """
+    kind = type(model).__name__
+    if model.training:
+        raise ModelError(f"{kind} is in training mode, its batch norms depend on the batch; call .eval()")
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # what user code raises on symbolic values cannot be told in advance
+        raise ModelError(
+            f"{kind} cannot be read as a list of operations ({type(error).__name__}: {error}), so no bound is proved "
+            "for it; the measured, population and estimate tiers remain"
+        ) from error
+    nodes: dict[str, Node] = {}
+    output = ""
+    for step in graph.nodes:
+        if step.op == "output":
+            output = _single(step, kind)
+        elif step.op != "get_attr":
+            nodes[step.name] = _node(model, step)
+    needed, kept = {output}, []
+    for node in reversed(nodes.values()):
+        if node.name in needed:
+            needed |= set(node.inputs)
+            kept.append(node)
+    return Network(model, tuple(reversed(kept)))
+
+
+def _single(step: fx.Node, kind: str) -> str:
+    if not isinstance(step.args[0], fx.Node):
+        raise ModelError(f"{kind} gives several outputs; wrap it so that it gives logits alone")
+    return step.args[0].name
+
+
+def _no_rule(what: str) -> ModelError:
+    return ModelError(
+        f"no rule for {what}, so no bound is proved for this network; there are rules for {RULES}; "
+        "the measured, population and estimate tiers remain"
+    )
+
+
+def _node(model: nn.Module, step: fx.Node) -> Node:
+    inputs = tuple(arg.name for arg in step.all_input_nodes)
+    if step.op == "placeholder":
+        return Node(step.name, "input", ())
+    if step.op == "call_module":
+        return _module_node(model, step, inputs)
+    op = _FUNCTIONS.get(step.target)
+    if op is None:
+        name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", str(step.target))
+        raise _no_rule(f"the function '{name}' (step {step.name})")
+    if op == "add" and (len(inputs) != 2 or step.kwargs):
+        raise _no_rule(f"an addition of anything but two results (step {step.name})")
+    if op == "flatten" and (tuple(step.args[1:]) != (1,) or step.kwargs):
+        raise _no_rule(f"a flatten other than flatten(1) (step {step.name})")
+    return Node(step.name, op, inputs)
+
+
+def _module_node(model: nn.Module, step: fx.Node, inputs: tuple[str, ...]) -> Node:
+    path = str(step.target)
+    module: Any = model.get_submodule(path)
+    op = _MODULES.get(type(module))
+    kind = type(module).__name__
+    if op is None or isinstance(module, nn.ReLU6):
+        raise _no_rule(f"{kind} ({path})")
+    if len(inputs) != 1:
+        raise _no_rule(f"{kind} of {len(inputs)} inputs ({path})")
+    _check_options(module, path)
+    weight = f"{path}.weight" if op in ("linear", "conv") else ""
+    bias = f"{path}.bias" if weight and module.bias is not None else ""
+    return Node(step.name, op, inputs, path, weight, bias)
+
+
+def _check_options(module: Any, path: str) -> None:
+    """Refuse what the rules do not cover, by name."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Conv2d) and (isinstance(module.padding, str) or module.padding_mode != "zeros"):
+        raise _no_rule(f"{kind} with padding '{module.padding}', mode '{module.padding_mode}' ({path})")
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        raise _no_rule(f"{kind} without running statistics ({path})")
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        raise _no_rule(f"Flatten({module.start_dim}, {module.end_dim}) ({path})")
+    if isinstance(module, nn.MaxPool2d) and (module.return_indices or module.ceil_mode):
+        raise _no_rule(f"{kind} with indices or ceil_mode ({path})")
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and hasattr(module, "parametrizations"):
+        raise _no_rule(f"a parametrised {kind} ({path})")
+
+
+def tensor(model: nn.Module, name: str, like: Tensor) -> Tensor:
+    """A parameter as float64 on the device of `like`."""
+    return model.get_parameter(name).detach().to(device=like.device, dtype=torch.float64)
