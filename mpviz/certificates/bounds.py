@@ -20,7 +20,7 @@ from torch import Tensor
 from mpviz.certificates import rules
 from mpviz.certificates.boxes import ROUNDOFF, State, affine
 from mpviz.certificates.families import Family, Masks, Weights, bracket, path
-from mpviz.errors import Cancelled, DataError, MpvizError
+from mpviz.errors import Cancelled, DataError, ModelError, MpvizError
 from mpviz.nets.graph import Network
 
 ARITHMETIC = tuple(ROUNDOFF)
@@ -62,7 +62,7 @@ def centre_logits(network: Network, images: Tensor, weights: Weights | None = No
     values: dict[str, Tensor] = {}
     for node in network:
         if node.op == "input":
-            values[node.name] = images.double()
+            values[node.name] = network.start(images)
         elif node.weight:
             x = values[node.inputs[0]]
             values[node.name] = affine(network, node, x, family, 0.0).value(x)
@@ -75,7 +75,7 @@ def _forward(network: Network, family: Family, images: Tensor, unit: float) -> d
     states: dict[str, State] = {}
     for node in network:
         if node.op == "input":
-            x = images.double()
+            x = network.start(images)
             reach = torch.full_like(x, family.ball) if family.ball else None
             states[node.name] = State(x, None if reach is None else -reach, reach)
         elif node.weight:
@@ -104,8 +104,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """A lower bound of v·(deviation of the logits), Float64["n k"], and the part of it that rounding took."""
     rows = {network.output: v}
-    total = v.new_zeros(v.shape[:2])
-    along, spent = total.clone(), total.clone()
+    total, along, spent = (v.new_zeros(v.shape[:2]) for _ in range(3))
     for node in reversed(network.nodes):
         if node.name not in rows:  # nothing after it reads it, or nothing before a moving layer moves
             continue
@@ -124,10 +123,10 @@ def _backward(
             if inputs[0].low is None:
                 continue  # nothing before this layer moves
             rule = affine(network, node, inputs[0].centre, family, unit)
-            parts, constant = [rule.pull(v, inputs[0].centre.shape[1:])], 0.0
+            parts, constant = [rule.pull(v, inputs[0].centre.shape[1:])], torch.zeros_like(total)
         else:
             parts, constant = rules.backward(network, node, v, inputs, state)
-        total += constant
+        total = total + constant
         for name, part in zip(node.inputs, parts, strict=True):
             rows[name] = rows[name] + part if name in rows else part
     return total - family.half * along.abs(), spent
@@ -155,6 +154,12 @@ def margin_bound(
         raise DataError("no samples to bound; give at least one")
     if len(images) != len(target):
         raise DataError(f"{len(images)} samples and {len(target)} targets do not fit; give one target a sample")
+    outside = sorted((set(family.centre) | set(family.radius) | set(family.direction)) - set(network.weights))
+    if outside:
+        raise ModelError(
+            f"{outside[0]} changes in this set but is no weight of {network.part}, so no bound is proved; "
+            "leave it as it is in the base network, or use the measured, population and estimate tiers"
+        )
     unit = ROUNDOFF[arithmetic]
     parts = []
     with torch.no_grad():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 from mpviz.nets.graph import Network, Node
 
@@ -77,7 +78,7 @@ class Affine:
         m = self.module
         flat = v.flatten(0, 1)
         size = (flat.shape[0], *shape)
-        back = torch.nn.grad.conv2d_input(size, self.centre, flat, m.stride, m.padding, m.dilation, m.groups)
+        back = conv2d_input(size, self.centre, flat, m.stride, m.padding, m.dilation, m.groups)
         return back.unflatten(0, v.shape[:2])
 
     def value(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The rules of operations without weights that can move: batch norm, addition, flatten, pooling, ReLU."""
+"""The rules of operations without weights that can move: batch norm, addition, flatten, pooling, activations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpviz.certificates import smooth
 from mpviz.certificates.boxes import State, relu_backward, relu_forward
 from mpviz.nets.graph import Network, Node
 
@@ -42,6 +43,12 @@ def value(network: Network, node: Node, inputs: list[Tensor]) -> Tensor:
             return inputs[0] + inputs[1]
         case "flatten":
             return x.flatten(1)
+        case "first" | "second":
+            return x[:, int(node.op == "second")]
+        case "gelu":
+            return F.gelu(x)
+        case "layernorm":
+            return smooth.layernorm(network.module(node), x)
         case "avgpool" | "maxpool":
             return _pool(network.module(node), x)
         case _:
@@ -51,6 +58,8 @@ def value(network: Network, node: Node, inputs: list[Tensor]) -> Tensor:
 def forward(network: Network, node: Node, inputs: list[State], unit: float) -> State:
     """The box of the output, widened by the rounding of this very step."""
     x = inputs[0]
+    if node.op == "layernorm":
+        return smooth.layernorm_forward(network.module(node), x, unit)
     if node.op == "relu":
         out = relu_forward(x)
     else:
@@ -60,7 +69,7 @@ def forward(network: Network, node: Node, inputs: list[State], unit: float) -> S
         else:
             low, high = _box(network, node, inputs, centre)
             out = State(centre, low, high)
-    if node.op in ("flatten", "identity"):
+    if node.op in ("flatten", "identity", "first", "second"):
         return out
     size = sum(state.centre.abs() + state.magnitude() for state in inputs)
     assert isinstance(size, Tensor)
@@ -87,7 +96,7 @@ def _terms(x: State, out: State) -> int:
 def _largest(module: Any, size: Tensor) -> Tensor:
     """At each output, a number no smaller than the largest input it sees."""
     if isinstance(module, torch.nn.AdaptiveAvgPool2d):
-        return F.adaptive_max_pool2d(size, module.output_size)
+        return F.adaptive_max_pool2d(size, _pool(module, size).shape[-2:])
     if isinstance(module, torch.nn.AvgPool2d):
         return F.max_pool2d(size, module.kernel_size, module.stride, module.padding, ceil_mode=module.ceil_mode)
     return module(size)
@@ -104,6 +113,8 @@ def _box(network: Network, node: Node, inputs: list[State], centre: Tensor) -> t
         case "maxpool":
             module, c = network.module(node), inputs[0].centre
             return module(c + lows[0]) - centre, module(c + highs[0]) - centre
+        case "gelu":
+            return smooth.gelu_box(inputs[0].centre, lows[0], highs[0])
         case _:
             return value(network, node, lows), value(network, node, highs)
 
@@ -126,6 +137,15 @@ def backward(network: Network, node: Node, v: Tensor, inputs: list[State], out: 
             return [back], constant
         case "add":
             return [v, v], none
+        case "gelu":
+            back, constant = smooth.gelu_backward(v, x)
+            return [back], constant
+        case "layernorm":
+            back, constant = smooth.layernorm_backward(network.module(node), v, x)
+            return [back], constant
+        case "first" | "second":
+            other = torch.zeros_like(v)
+            return [torch.stack([v, other] if node.op == "first" else [other, v], dim=2)], none
         case "flatten":
             return [v.reshape(*v.shape[:2], *x.centre.shape[1:])], none
         case "avgpool":

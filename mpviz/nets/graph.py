@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,10 @@ from torch import Tensor, fx, nn
 
 from mpviz.errors import ModelError
 
-Op = Literal["input", "linear", "conv", "norm", "relu", "gelu", "add", "flatten", "avgpool", "maxpool", "identity"]
+Op = Literal[
+    "input", "linear", "conv", "norm", "layernorm", "relu", "gelu", "add", "flatten", "avgpool", "maxpool", "identity",
+    "first", "second",
+]  # fmt: skip
 RULES = "Linear, Conv2d, BatchNorm, ReLU, addition, flatten, average and max pooling"
 
 _MODULES: dict[type[nn.Module], Op] = {
@@ -63,14 +66,21 @@ class Node:
 class Network:
     """Nodes in an order in which every node comes after its inputs; the last one gives the logits.
 
-    model: the traced module itself, in eval mode; its tensors are read when they are needed, never changed.
+    model: the traced module itself, in eval mode; its tensors are read when they are needed, never changed. part: what
+    the nodes cover. entry: images → what the first node takes, Float64["n ..."]; the images themselves when None.
     """
 
     model: nn.Module
     nodes: tuple[Node, ...]
+    part: str = "the whole network"
+    entry: Callable[[Tensor], Tensor] | None = None
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
+
+    def start(self, images: Tensor) -> Tensor:
+        """What the first node takes, in double precision."""
+        return (images if self.entry is None else self.entry(images)).double()
 
     @property
     def output(self) -> str:
@@ -190,8 +200,3 @@ def _check_options(module: Any, path: str) -> None:
         raise _no_rule(f"{kind} with indices or ceil_mode ({path})")
     if isinstance(module, (nn.Linear, nn.Conv2d)) and hasattr(module, "parametrizations"):
         raise _no_rule(f"a parametrised {kind} ({path})")
-
-
-def tensor(model: nn.Module, name: str, like: Tensor) -> Tensor:
-    """A parameter as float64 on the device of `like`."""
-    return model.get_parameter(name).detach().to(device=like.device, dtype=torch.float64)

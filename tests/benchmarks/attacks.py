@@ -72,4 +72,4 @@ def broken(z: Tensor, target: Tensor, lower: Tensor) -> tuple[int, float]:
     gap = z.gather(1, target[:, None]) - z
     own = torch.nn.functional.one_hot(target, z.shape[1]).bool()
     slack = (gap - lower).masked_fill(own, torch.inf).amin(dim=1)
-    return int((slack < 0).sum()), float(slack.min())
+    return int((slack < 0).sum()), float(slack.detach().min())
