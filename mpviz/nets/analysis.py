@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ from mpviz.nets.engine import (
 from mpviz.nets.layer_spectrum import FitArguments, LayerSpectrum, depthwise, failed, layer_of, named, spiked
 from mpviz.nets.layers import LayerInfo, part_of
 from mpviz.nets.weights import WeightSource
-from mpviz.rmt.entries import EntryStats, entry_stats
+from mpviz.rmt.entries import EntryStats, entry_stats_of
 
 Progress = Callable[[float, str], None]
 Stop = Callable[[], bool]
@@ -284,12 +286,15 @@ def _unchanged(work: _Work) -> bool:
 
 
 def _entries(stack: Tensor) -> tuple[EntryStats | None, ...]:
-    """Statistics of the entries of each matrix, in the numbers they are stored in, float32 at least."""
-    matrices = stack.cpu() if stack.element_size() > 2 else stack.cpu().float()
+    """Statistics of the entries of each matrix; numbers that NumPy does not know are converted block by block."""
     found: list[EntryStats | None] = []
-    for matrix in matrices:
+    for matrix in stack.cpu():
         try:
-            found.append(entry_stats(as_numpy(matrix)))
+            found.append(entry_stats_of(partial(_rows, matrix), (int(matrix.shape[0]), int(matrix.shape[1]))))
         except SpectrumError:  # all zero; what is not finite has failed before
             found.append(None)
     return tuple(found)
+
+
+def _rows(matrix: Tensor, first: int, stop: int) -> np.ndarray:
+    return as_numpy(matrix[first:stop])

@@ -26,6 +26,7 @@ _BLOCK = 64 * 2**20  # bytes of the long side that are raised to float64 at a ti
 _BATCH = 512 * 2**20  # bytes of work space for a batch of matrices on the CPU; on a GPU a share of what is free
 _RANGE = 1e100  # float64 Gram entries beyond it, or below its inverse, are computed from scaled weights
 _RANGE32 = 1e30
+_LEAST = float(np.finfo(np.float64).tiny / np.finfo(np.float64).eps)  # below it float64 loses digits of a spectrum
 _SQUARE = 1e-3  # λ₋ / λ₊ below which rounding in float32 (about 1e-6 λ₊) blurs the lower edge
 _SPIKED = 1e4  # λ_max / λ₊ above which rounding in float32 reaches the bulk
 _BROKEN = "the matrix has {} NaN or infinite entries; load the weights again or repair them"
@@ -90,8 +91,25 @@ def _solve_one(matrix: Tensor, precision: str) -> tuple[np.ndarray, str]:
     if _outside(np.diagonal(gram), _RANGE):
         scale = _scale(matrix)
         gram = _gram(matrix, np.float64, scale)
-    with np.errstate(over="ignore"):
-        return _values(gram, shape[0]) * scale * scale, f"float64{why}"
+    return _unscaled(_values(gram, shape[0])[None], np.array([[scale]]))[0], f"float64{why}"
+
+
+def _unscaled(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Eigenvalues of the matrices Float64["matrices p"] from those of W / scale, scales Float64["matrices 1"].
+
+    Raises SpectrumError where they leave the range of float64, though the entries do not.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        found = values * scales * scales
+    largest, scaled = found.max(axis=1), values.max(axis=1)
+    lost = (scaled > 0) & ~((largest > _LEAST) & (largest < math.inf))
+    if lost.any():
+        size = float(scales[int(np.argmax(lost)), 0])
+        raise SpectrumError(
+            f"the entries reach {size:.0e} and their squares leave the range of float64; "
+            f"divide the weights by {size:.0e}"
+        )
+    return found
 
 
 def _gram(matrix: Tensor, dtype: type, scale: float = 1.0) -> np.ndarray:
@@ -129,11 +147,14 @@ def _values(gram: np.ndarray, rows: int) -> np.ndarray:
 
 def _scale(matrix: Tensor) -> float:
     """What to divide by so that squares stay in range. Raises SpectrumError for entries that are not finite."""
-    numbers = matrix.double()
-    bad = int((~torch.isfinite(numbers)).sum())
+    bad, largest = 0, 0.0
+    for block in matrix.split(max(1, _BLOCK // (8 * matrix.shape[1]))):
+        numbers = block.double()
+        bad += int((~torch.isfinite(numbers)).sum())
+        largest = max(largest, float(numbers.abs().max()))
     if bad:
         raise SpectrumError(_BROKEN.format(bad))
-    return float(numbers.abs().max()) or 1.0
+    return largest or 1.0
 
 
 # --- when float32 is enough -----------------------------------------------------------------------------------------
@@ -218,7 +239,8 @@ def _solve_some(stack: Tensor, precision: str) -> tuple[np.ndarray, list[str]]:
         return _batch_values(stack, torch.float64), [f"float64{why}"] * len(stack)
     values, words = np.empty((len(stack), min(shape))), ["float32"] * len(stack)
     numbers = stack if stack.element_size() > 1 else stack.float()  # eight bits know no arithmetic
-    sizes = numbers.abs().amax(dim=(1, 2)).double().cpu().numpy() ** 2 * max(shape)
+    with np.errstate(over="ignore", under="ignore"):
+        sizes = numbers.abs().amax(dim=(1, 2)).double().cpu().numpy() ** 2 * max(shape)
     fine = (sizes < _RANGE32) & (sizes > 1 / _RANGE32)
     if fine.any():
         values[fine] = _batch_values(stack[torch.from_numpy(fine).to(stack.device)], torch.float32)
@@ -248,8 +270,7 @@ def _batch_values(stack: Tensor, dtype: torch.dtype) -> np.ndarray:
     except torch.linalg.LinAlgError as error:
         raise SpectrumError("the eigenvalues did not converge; check the weights of this layer") from error
     scales64 = scales.double().cpu().numpy()[:, None]
-    with np.errstate(over="ignore"):
-        return np.clip(values.double().cpu().numpy(), 0.0, None) / rows * scales64 * scales64
+    return _unscaled(np.clip(values.double().cpu().numpy(), 0.0, None) / rows, scales64)
 
 
 # --- the null, and threads ------------------------------------------------------------------------------------------

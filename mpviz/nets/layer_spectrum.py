@@ -214,13 +214,22 @@ def pooled_fit(fits: Sequence[BulkFit]) -> BulkFit:
     counts = Counter(fit.reason for fit in fits).most_common()
     words = f"{len(fits)} groups: " + ", ".join(f"{count} {reason}" for reason, count in counts)
     laws = [fit.law for fit in fits if fit.law is not None]
-    both = medians(fits)
+    both = replace(medians(fits), grade=_middle_grade([fit.grade for fit in fits], bool(laws)))
     if not laws:
         return replace(both, verdict=f"{words} ({fits[0].verdict})", reason=counts[0][0])
     law = MarchenkoPastur(
         aspect=statistics.median(law.aspect for law in laws), variance=statistics.median(law.variance for law in laws)
     )
+    words = f"nearly MP-like: {words}" if both.grade == "fair" else words
     return replace(both, law=law, verdict=words, reason=counts[0][0], why=f"medians of {len(fits)} groups")
+
+
+def _middle_grade(grades: Sequence[str], fitted: bool) -> str:
+    """The lower of the middle grades, so that "good" is that of a majority; groups without a fit count as poor."""
+    if not fitted:
+        return "none"
+    ranks = sorted(("none", "poor", "fair", "good").index(one) for one in grades)
+    return ("poor", "poor", "fair", "good")[ranks[(len(ranks) - 1) // 2]]
 
 
 def medians(records: Sequence[Any]) -> Any:

@@ -128,7 +128,8 @@ def _why_not(matrix: Matrix) -> str:
 def _parts(info: LayerInfo, matrix: Matrix, split: tuple[str, ...]) -> list[LayerInfo]:
     """The layer's parts where they were asked for and there are any, else the layer itself."""
     if "qkv" in split and matrix.fused:
-        return _rows_of(info, ["q", "k", "v"], "")
+        guess = "; thirds assumed from name and shape, give the module to be sure" if matrix.assumed else ""
+        return [replace(part, why=part.why + guess) for part in _rows_of(info, ["q", "k", "v"], "")]
     if "groups" in split and info.groups > 1 and info.rows > info.groups:
         return group_infos(info)
     return [info]

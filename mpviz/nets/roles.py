@@ -19,6 +19,7 @@ _SURE_HEADS = {"head", "head_dist", "head.fc", "classifier", "last_linear", "lm_
 _STEMS = {"patch_embed", "stem", "conv_stem"}
 _INNER_STEMS = {"patch_embed", "patch_embeddings"}
 _FUSED = {"qkv", "to_qkv", "Wqkv", "in_proj_weight"}  # q, k and v in this order, a third of the rows each
+_PER_HEAD = {"attn_block", "attn_grid"}  # of MaxViT and its kin
 _CHANNELS = 4  # of an image at most
 _KINDS = {2: "Linear", 3: "Conv1d", 4: "Conv2d", 5: "Conv3d"}
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and trainers put in front
@@ -34,8 +35,8 @@ _NO_WEIGHT = re.compile(r"(mask|table|index|indices|bias|biases)$")
 class Matrix:
     """One tensor that is a weight matrix, with `shape` as it is stored.
 
-    kind: Linear, Conv2d, … groups: of a convolution, else 1. fused: q, k and v are thirds of its rows.
-    why: the reason when pruning cannot reach it, else "".
+    kind: Linear, Conv2d, … groups: of a convolution, else 1. fused: q, k and v are thirds of its rows; assumed: so it
+    is for most weights of that name, which is all that is known. why: the reason when pruning cannot reach it, else "".
     """
 
     name: str
@@ -44,6 +45,7 @@ class Matrix:
     role: str
     groups: int = 1
     fused: bool = False
+    assumed: bool = False
     why: str = ""
 
     @property
@@ -71,6 +73,16 @@ def owner(name: str) -> str:
 def is_fused(name: str, rows: int) -> bool:
     """True for a weight that holds q, k and v one below the other."""
     return rows % 3 == 0 and owner(name).rpartition(".")[2] in _FUSED
+
+
+def thirds_by_name(name: str, shape: Sequence[int]) -> bool:
+    """Whether q, k and v are thirds of the rows, as far as name and shape of a tensor tell.
+
+    Not so for convolutions and for MaxViT's blocks, which keep those of each head together, nor for attention whose
+    parts are not as wide as its input.
+    """
+    per_head = not _PER_HEAD.isdisjoint(name.split("."))
+    return is_fused(name, shape[0]) and not per_head and len(shape) == 2 and shape[0] == 3 * shape[1]
 
 
 def is_stem(name: str, conv: bool, first: bool) -> bool:
@@ -121,6 +133,8 @@ def why_no_matrix(name: str, shape: Sequence[int], number_type: str) -> str:
     if not number_type.startswith(("float", "bfloat")):
         kind = "complex numbers" if number_type.startswith("complex") else "no real numbers"
         return f"{number_type}: {kind}, such as indices, counters, masks or quantised values"
+    if number_type.startswith(("float4", "float8_e8m0")):
+        return f"{number_type}: packed or scale numbers that torch does not multiply; store it as float16 or float32"
     if len(shape) < 2:
         return "a single number" if len(shape) == 0 else "1-D: a bias, norm or scale, not a matrix"
     if math.prod(shape) == 0:
@@ -157,7 +171,9 @@ def by_names(found: Sequence[tuple[str, tuple[int, ...]]], ordered: bool) -> lis
         groups = shape[0] if conv and shape[1] == 1 and not opening else 1
         role = role_of(name, conv, groups, is_head(name, conv, i in last), stem)
         kind = "MultiheadAttention" if name.endswith("_proj_weight") else _KINDS[len(shape)]
-        matrices.append(Matrix(name, shape, kind, role, groups, is_fused(name, shape[0])))
+        fused = thirds_by_name(name, shape)
+        assumed = fused and not name.endswith("in_proj_weight")  # torch's own, where it is so
+        matrices.append(Matrix(name, shape, kind, role, groups, fused, assumed))
     if not ordered:
         matrices.sort(key=lambda one: {"stem": 0, "head": 2}.get(one.role, 1))
     return matrices

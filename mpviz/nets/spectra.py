@@ -123,9 +123,10 @@ def analyze(
 
     Columns. Layer: role, kind, rows (N), cols (M), aspect (M/N), params, prunable, why (not prunable).
     Fit: variance σ̂², lambda_minus, lambda_plus and threshold on the scale of X = WᵀW/N; sigma_plus = √(N λ₊) on the
-    scale of singular values; fit_error (largest CDF gap over the central window), mp_like, verdict; bulk_fraction over
-    min(N, M), n_spikes. With k spikes the edges are those of the bulk that is left, a (N−k) × (M−k) block: below
-    σ̂²(1+√c)² when k is large. Signals: Hill alpha, stable_rank.
+    scale of singular values; fit_error (largest CDF gap over the central window), mp_like, grade ("good" where
+    mp_like, "fair" close to it, "poor", "none"; see BulkFit), verdict; bulk_fraction over min(N, M), n_spikes. With
+    k spikes the edges are those of the bulk that is left, a (N−k) × (M−k) block: below σ̂²(1+√c)² when k is large.
+    Signals: Hill alpha, stable_rank.
     Quality: method, reason (one word of mpviz.rmt.REASONS), rigidity (p·KS), p_value, sigma_plus_low and
     sigma_plus_high (95 % interval), rank. Tail: tail_alpha (maximum likelihood), tail_x_min, tail_ks, no_tail (the
     exponent means nothing). Whole spectrum: entropy, soft_rank, and the norms frobenius, spectral, nuclear of W.

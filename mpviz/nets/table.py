@@ -12,7 +12,7 @@ from mpviz.nets.layer_spectrum import LayerSpectrum
 
 _INFO = ("role", "kind", "rows", "cols", "aspect", "params", "prunable", "why")
 _FIT = (
-    *("variance", "lambda_minus", "lambda_plus", "threshold", "sigma_plus", "fit_error", "mp_like", "verdict"),
+    *("variance", "lambda_minus", "lambda_plus", "threshold", "sigma_plus", "fit_error", "mp_like", "grade", "verdict"),
     *("bulk_fraction", "n_spikes"),
 )
 _QUALITY = ("method", "reason", "rigidity", "p_value", "sigma_plus_low", "sigma_plus_high", "rank")

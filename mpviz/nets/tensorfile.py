@@ -26,7 +26,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor lies: bytes [start, stop) of the file. dtype: as torch calls it, or the file's word for it."""
+    """Where a tensor lies: bytes [start, stop) of the file. dtype: as torch calls it."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -37,30 +37,44 @@ class Slot:
 class TensorFile:
     """Names, shapes and places of the tensors; `read` brings one into memory, safe from several threads.
 
-    names: in the order of their bytes. A file that was cut short opens; the tensors behind its end fail on reading.
-    Raises CheckpointError when the file is missing or its header is none of a safetensors file.
+    slots: by name, in the order of their bytes. broken: {name: why} of the tensors that cannot be read as the header
+    describes them. A file that was cut short opens; the tensors behind its end fail on reading.
+    Raises CheckpointError when the file is missing, its header is none of a safetensors file, or all are broken.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         header, base = _header(self.path)
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        slots = {name: _slot(self.path, name, entry, base) for name, entry in header.items()}
-        self.slots = dict(sorted(slots.items(), key=lambda one: one[1].start))
+        metadata = header.pop("__metadata__", None)
+        self.metadata: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
+        self.broken: dict[str, str] = {}
+        slots: dict[str, Slot] = {}
+        for name, entry in header.items():
+            try:
+                slots[name] = _slot(self.path, name, entry, base)
+            except CheckpointError as problem:
+                self.broken[name] = str(problem)
+        self.broken |= _overlaps(self.path, slots)
+        if self.broken and not slots.keys() - self.broken.keys():
+            raise CheckpointError(next(iter(self.broken.values())))
+        whole = [one for one in slots.items() if one[0] not in self.broken]
+        self.slots = dict(sorted(whole, key=lambda one: one[1].start))
 
     def read(self, name: str) -> Tensor:
         """The tensor of that name, in memory of its own. Raises CheckpointError when it is not whole."""
         if name not in self.slots:
             raise CheckpointError(f"{self.path} holds no tensor '{name}'; {nearest(name, self.slots)}")
         slot = self.slots[name]
-        buffer = np.empty(slot.stop - slot.start, dtype=np.uint8)
         try:
-            got = _fill(self.path, buffer, slot.start)
+            there = self.path.stat().st_size - slot.start  # asked first: a damaged header may want any amount of memory
+            buffer = np.empty(min(slot.stop - slot.start, max(there, 0)), dtype=np.uint8)
+            got = _fill(self.path, buffer, slot.start) if len(buffer) else 0
         except OSError as error:
             raise CheckpointError(f"{name} cannot be read from {self.path} ({error})") from error
-        if got < len(buffer):
+        wanted = slot.stop - slot.start
+        if got < wanted:
             raise CheckpointError(
-                f"{self.path} ends inside {name} ({got} of {len(buffer)} bytes are there); copy the file again"
+                f"{self.path} ends inside {name} ({got} of {wanted} bytes are there); copy the file again"
             )
         return torch.from_numpy(buffer).view(getattr(torch, slot.dtype)).reshape(slot.shape)
 
@@ -89,7 +103,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(first, "little")
             if len(first) < 8 or not 2 <= length <= min(_LARGEST_HEADER, size - 8):
                 raise _no_safetensors(path, first)
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_object)
     except FileNotFoundError as error:
         raise CheckpointError(f"no file {path}; for a model by name give mp.load_model('{path}')") from error
     except OSError as error:
@@ -113,17 +127,56 @@ def _no_safetensors(path: Path, first: bytes) -> CheckpointError:
 
 
 def _slot(path: Path, name: str, entry: Any, base: int) -> Slot:
-    """A header entry, checked against itself."""
-    try:
-        shape = tuple(int(side) for side in entry["shape"])
-        start, stop = (int(offset) for offset in entry["data_offsets"])
-        word = str(entry["dtype"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the header of {path} is damaged at {name!r}; copy or save it again") from error
-    dtype = _TYPES.get(word, word)
-    kind = getattr(torch, dtype, None)
-    if min(shape, default=0) < 0 or not 0 <= start <= stop:
-        raise CheckpointError(f"the header of {path} is damaged at {name!r}; copy or save it again")
-    if isinstance(kind, torch.dtype) and stop - start != math.prod(shape) * kind.itemsize:
-        raise CheckpointError(f"the header of {path} is damaged: {name!r} of shape {shape} has {stop - start} bytes")
-    return Slot(shape, dtype, base + start, base + stop)
+    """A header entry, checked against itself. Raises CheckpointError for one that makes no sense."""
+    again = "copy or save it again"
+    shape, offsets, word = (_of(entry, key) for key in ("shape", "data_offsets", "dtype"))
+    if not _whole(shape) or not _whole(offsets) or len(offsets) != 2 or not isinstance(word, str):
+        raise CheckpointError(f"the header of {path} is damaged at {name!r}; {again}")
+    if entry.get(_TWICE):
+        raise CheckpointError(f"the header of {path} holds {name!r} twice; {again}")
+    start, stop = offsets
+    if start > stop:
+        raise CheckpointError(f"the header of {path} is damaged at {name!r}; {again}")
+    if word not in _TYPES:
+        raise CheckpointError(f"{name!r} in {path} has numbers of type {word!r}; store it as F16, BF16 or F32 instead")
+    dtype = _TYPES[word]
+    if stop - start != math.prod(shape) * getattr(torch, dtype).itemsize:
+        raise CheckpointError(
+            f"the header of {path} is damaged: {name!r} of shape {tuple(shape)} has {stop - start} bytes; {again}"
+        )
+    return Slot(tuple(shape), dtype, base + start, base + stop)
+
+
+def _of(entry: Any, key: str) -> Any:
+    return entry.get(key) if isinstance(entry, dict) else None
+
+
+def _whole(numbers: Any) -> bool:
+    """Whether this is a list of whole numbers, none below zero; true and false are no numbers."""
+    return isinstance(numbers, list) and all(type(one) is int and one >= 0 for one in numbers)
+
+
+_TWICE = "\0twice"  # marks an entry whose name came before; JSON from a file can hold it only on purpose
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of names that come twice the entry is marked."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        found[name] = {**value, _TWICE: True} if name in found and isinstance(value, dict) else value
+    return found
+
+
+def _overlaps(path: Path, slots: dict[str, Slot]) -> dict[str, str]:
+    """{name: why} of the tensors whose bytes are also another's: which of the two is right cannot be told."""
+    found: dict[str, str] = {}
+    last = ""
+    for name, slot in sorted(slots.items(), key=lambda one: (one[1].start, one[1].stop)):
+        if slot.start == slot.stop:
+            continue
+        if last and slot.start < slots[last].stop:
+            for one, other in ((name, last), (last, name)):
+                found[one] = f"{one!r} and {other!r} share bytes of {path}; copy or save it again"
+        if not last or slot.stop > slots[last].stop:
+            last = name
+    return found

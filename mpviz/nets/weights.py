@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ Weights = nn.Module | Mapping[str, Any] | str | Path
 
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training loops keep the weights of a checkpoint
 _Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Turned = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,35 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
         else:
             continue
         for attribute in attributes:
-            weight = getattr(module, attribute, None)
+            weight = _look(module, attribute)
             if not isinstance(weight, Tensor) or id(weight) in seen:
                 continue
             if isinstance(weight, nn.Parameter):  # what a parametrisation computes has a new id at every look
                 seen.add(id(weight))
             yield name, module, attribute
+
+
+_computing = threading.Lock()
+
+
+def _look(module: nn.Module, attribute: str) -> Any:
+    """The attribute of a module, None where there is none, leaving the module as it is.
+
+    A parametrised weight is computed at every look, and some parametrisations take a step while they train: spectral
+    normalisation moves its vectors. So they are asked in evaluation mode, one thread at a time.
+    """
+    parts = getattr(module, "parametrizations", None)
+    if parts is None or attribute not in parts:
+        return getattr(module, attribute, None)
+    with _computing, torch.no_grad():
+        training = [part for part in parts[attribute].modules() if part.training]
+        for part in training:
+            part.training = False
+        try:
+            return getattr(module, attribute)
+        finally:
+            for part in training:
+                part.training = True
 
 
 def _classifiers(model: nn.Module) -> list[nn.Module] | None:
@@ -95,11 +120,11 @@ def _first_convs(model: nn.Module) -> list[str]:
 
 
 def _of_module(model: nn.Module) -> WeightSource:
-    found = [one for one in _weights(model) if not _unusable(getattr(one[1], one[2]))]
+    found = [one for one in _weights(model) if not _unusable(_look(one[1], one[2]))]
     heads, stems = _classifiers(model), _first_convs(model)
     matrices, places = [], {}
     for i, (where, module, attribute) in enumerate(found):
-        weight = getattr(module, attribute)
+        weight = _look(module, attribute)
         name = f"{where}.{attribute}" if where else attribute
         conv = isinstance(module, _Conv)
         groups = module.groups if isinstance(module, _Conv) else 1
@@ -124,7 +149,7 @@ def _of_module(model: nn.Module) -> WeightSource:
 
     def read(name: str) -> Tensor:
         module, attribute = places[name]
-        return getattr(module, attribute).detach()
+        return _look(module, attribute).detach()
 
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     return WeightSource(type(model).__name__, tuple(matrices), _left_out(model, set(places)), read, on_gpu=on_gpu)
@@ -154,6 +179,7 @@ def _left_out(model: nn.Module, taken: set[str]) -> dict[str, str]:
         f"{name}.weight" for name, part in model.named_modules() if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
     }
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    turned = {f"{name}.weight": part for name, part in model.named_modules() if isinstance(part, _Turned)}
     owners = {id(tensor): name for name, tensor in tensors.items() if name in taken}
     skipped = {}
     for name, tensor in tensors.items():
@@ -161,12 +187,21 @@ def _left_out(model: nn.Module, taken: set[str]) -> dict[str, str]:
             continue
         if id(tensor) in owners:
             skipped[name] = f"the same tensor as {owners[id(tensor)]}"
+        elif name in turned:
+            skipped[name] = _unusable(tensor) or _turn(turned[name])
         elif name in lookups:
             skipped[name] = "an embedding: rows are looked up, not multiplied"
         else:
             skipped[name] = _unusable(tensor) or why_no_matrix(name, tuple(tensor.shape), _type_of(tensor))
             skipped[name] = skipped[name] or "the weight of no Linear or convolution; pass {name: tensor} to see it"
     return skipped
+
+
+def _turn(module: nn.Module) -> str:
+    """How to see the weight of a transposed convolution, Float["in out/groups kernel…"]."""
+    groups = int(getattr(module, "groups", 1))
+    one = "weight" if groups == 1 else f"weight.chunk({groups})[i]"
+    return f"a {type(module).__name__} stores inputs first; pass {{name: {one}.transpose(0, 1)}} to see it"
 
 
 # --- state dicts and files ------------------------------------------------------------------------------------------
@@ -181,11 +216,19 @@ def _sorted_out(
 ) -> tuple[tuple[Matrix, ...], dict[str, str]]:
     """The matrices among tensors of which (shape, number type) are known, and why the others are none."""
     skipped = {name: why for name, (shape, kind) in tensors.items() if (why := why_no_matrix(name, shape, kind))}
-    matrices = by_names([(name, shape) for name, (shape, _) in tensors.items() if name not in skipped], ordered)
+    found = by_names([(name, shape) for name, (shape, _) in tensors.items() if name not in skipped], ordered)
+    # TinyViT and EfficientFormer keep q, k and v of each head together; a table beside the weight tells them
+    tables = {name.rpartition(".")[0] for name in tensors if name.endswith(".attention_biases")}
+    matrices = [replace(one, fused=one.fused and _parent(one.name) not in tables) for one in found]
     if not matrices:
         shown = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3]) or "it is empty"
         raise ModelError(f"{title} has no weight matrix ({shown}); there is no spectrum to look at")
     return tuple(matrices), skipped
+
+
+def _parent(name: str) -> str:
+    """The module that holds the module of a weight."""
+    return name.removesuffix(".weight").rpartition(".")[0]
 
 
 def _of_mapping(given: Mapping[str, Any]) -> WeightSource:
@@ -238,6 +281,7 @@ def _of_file(path: Path) -> WeightSource:
         }
         shapes = {name.removeprefix(prefix): one for name, one in shapes.items() if name not in others}
     matrices, skipped = _sorted_out(str(path), shapes, ordered=not _alphabetical(shapes))
+    others |= file.broken
     return WeightSource(str(path), matrices, skipped | others, lambda name: file.read(prefix + name), in_memory=False)
 
 

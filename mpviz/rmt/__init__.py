@@ -1,6 +1,6 @@
 """Random-matrix theory of one layer's spectrum: law, edge, fit, spikes, tail and signals. NumPy and SciPy only."""
 
-from mpviz.rmt.checks import METHODS, REASONS
+from mpviz.rmt.checks import GRADES, METHODS, REASONS
 from mpviz.rmt.edge import lower_edge, threshold, tracy_widom_quantile, upper_edge
 from mpviz.rmt.entries import EntryStats, entry_stats, explain
 from mpviz.rmt.fit import BulkFit, fit_bulk, no_fit
@@ -10,6 +10,7 @@ from mpviz.rmt.spikes import SpikeStrengths, bbp_roots, spike_strengths
 from mpviz.rmt.tail import PowerLawTail, power_law_tail
 
 __all__ = [
+    "GRADES",
     "METHODS",
     "REASONS",
     "BulkFit",

@@ -13,6 +13,7 @@ from mpviz.errors import SpectrumError, nearest
 from mpviz.rmt.edge import tracy_widom_quantile
 
 METHODS = ("bema", "bema-once", "median", "trace", "ks")
+DEFAULT_TRIM = 0.1
 MIN_WINDOW = 8  # eigenvalues that a fit of one number needs to mean something
 
 REASONS = (
@@ -24,6 +25,7 @@ REASONS = (
     "low rank",
     "no spectrum",
 )
+GRADES = ("good", "fair", "poor", "none")
 
 _EPSILON = float(np.finfo(np.float64).eps)
 _NEGATIVE = 1e-5  # relative to the largest: more than float32 rounding ever leaves below zero
@@ -108,7 +110,7 @@ def check_rank(rank: int, trim: float, shape: tuple[int, int]) -> None:
         raise Refusal("low rank", f"low rank: only {rank} of {full} eigenvalues of {name} are above zero; leave it out")
     few = "too few eigenvalues"
     found = f"{few}: only {inside} eigenvalues in the bulk window of {name}, a fit needs {MIN_WINDOW}"
-    if rank < MIN_WINDOW:
+    if rank < MIN_WINDOW or trim <= DEFAULT_TRIM:  # nothing to lower for those who chose no trim
         raise Refusal(few, f"{found}; the layer is too small, leave it out")
     widest = widest_trim(rank)
     raise Refusal(few, f"{found}; lower trim to {widest:g}" + (" or below" if widest > 0 else ""))

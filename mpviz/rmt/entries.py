@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +15,7 @@ from mpviz.rmt.fit import BulkFit
 from mpviz.rmt.verdict import SURE, Quality, sentence
 
 Floats = NDArray[np.float64]
+Read = Callable[[int, int], NDArray[Any]]
 
 _LEAST_SPREAD = 0.05  # scales that differ by less do not move p × KS above its limit
 _TAIL_SPREAD = 0.15  # the least that can make the spectrum look heavy-tailed
@@ -27,12 +30,15 @@ class EntryStats:
     kurtosis: excess over the Gaussian's, of all entries together. column_spread, row_spread: standard deviation of the
     norms of columns (rows) relative to their mean, beyond what independent entries of this kurtosis give; 0 when it is
     not more. On iid noise it stays below about (rows² · cols)^−¼. zeros: share of entries that are exactly zero.
+    dead_rows, dead_columns: how many hold nothing but zeros.
     """
 
     kurtosis: float
     column_spread: float
     row_spread: float
     zeros: float
+    dead_rows: int = 0
+    dead_columns: int = 0
 
 
 def entry_stats(weight: ArrayLike) -> EntryStats:
@@ -47,18 +53,25 @@ def entry_stats(weight: ArrayLike) -> EntryStats:
     matrix = np.asarray(weight)
     if matrix.ndim != 2 or not matrix.size:
         raise SpectrumError(f"entries come as a matrix; got an array of shape {matrix.shape}; unfold the layer first")
-    size = max(float(np.max(matrix)), -float(np.min(matrix)))
+    return entry_stats_of(lambda first, stop: matrix[first:stop], (matrix.shape[0], matrix.shape[1]))
+
+
+def entry_stats_of(read: Read, shape: tuple[int, int]) -> EntryStats:
+    """As `entry_stats`, of a matrix that is read in blocks: read(first, stop) gives its rows [first, stop)."""
+    size = _size(read, shape)
     if not math.isfinite(size):  # NaN fails as well
         raise SpectrumError("the matrix has NaN or infinite entries; load the weights again or repair them")
     if size == 0:
         raise SpectrumError("every entry is zero: an all-zero layer has no such statistics; leave it out")
-    sums = _sums(matrix, size)
-    kurtosis = _excess(*(sums.powers / matrix.size))
+    sums = _sums(read, shape, size)
+    kurtosis = _excess(*(sums.powers / math.prod(shape)))
     return EntryStats(
         kurtosis=kurtosis,
-        column_spread=_spread(sums.columns, matrix.shape[0], kurtosis),
-        row_spread=_spread(sums.rows, matrix.shape[1], kurtosis),
-        zeros=1.0 - sums.nonzero / matrix.size,
+        column_spread=_spread(sums.columns, shape[0], kurtosis),
+        row_spread=_spread(sums.rows, shape[1], kurtosis),
+        zeros=1.0 - sums.nonzero / math.prod(shape),
+        dead_rows=int(np.count_nonzero(sums.rows == 0)),
+        dead_columns=int(np.count_nonzero(sums.columns == 0)),
     )
 
 
@@ -72,18 +85,30 @@ class _Sums:
     nonzero: int
 
 
-def _sums(matrix: NDArray[np.floating], size: float) -> _Sums:
+def _blocks(read: Read, shape: tuple[int, int]) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    """(first row, block) of blocks of rows that stay in the cache."""
+    step = max(1, _CACHED // shape[1])
+    for first in range(0, shape[0], step):
+        yield first, read(first, min(first + step, shape[0]))
+
+
+def _size(read: Read, shape: tuple[int, int]) -> float:
+    """The largest absolute value; nan when any entry is."""
+    largest = [max(float(np.max(block)), -float(np.min(block))) for _, block in _blocks(read, shape)]
+    return float(np.max(largest))
+
+
+def _sums(read: Read, shape: tuple[int, int], size: float) -> _Sums:
     """All sums in one pass over blocks of rows that stay in the cache, ten times faster than on the whole matrix."""
-    rows, cols = matrix.shape
+    rows, cols = shape
     powers, columns, by_row, nonzero = np.zeros(4), np.zeros(cols), np.empty(rows), 0
-    step = max(1, _CACHED // cols)
-    for first in range(0, rows, step):
-        block = matrix[first : first + step].astype(np.float64) / size
+    for first, part in _blocks(read, shape):
+        block = part.astype(np.float64) / size
         squares = block * block
         flat, flat_squares = block.ravel(), squares.ravel()
         powers += (flat.sum(), flat_squares.sum(), flat @ flat_squares, flat_squares @ flat_squares)
         columns += squares.sum(axis=0)
-        by_row[first : first + step] = squares.sum(axis=1)
+        by_row[first : first + len(block)] = squares.sum(axis=1)
         nonzero += int(np.count_nonzero(flat))
     return _Sums(powers, columns, by_row, nonzero)
 
@@ -112,12 +137,23 @@ def explain(fit: BulkFit, stats: EntryStats, shuffled_fit: BulkFit | None = None
     if fit.law is None:
         return fit
     fit = replace(fit, sigma_plus_interval=_widened(fit, stats))
+    dead = _dead(fit.shape, stats)
     if fit.reason not in ("column scales differ", "heavy tail"):
-        return fit
+        return replace(fit, verdict=fit.verdict + dead)
     reason, words = _cause(fit, stats, shuffled_fit)
     quality = Quality(fit.rigidity, fit.rigidity_limit, fit.p_value)
-    verdict = sentence(reason, words, quality, fit.rank, min(fit.shape))
-    return replace(fit, reason=reason, verdict=verdict)
+    verdict = sentence(reason, words, quality, fit.rank, min(fit.shape), fit.grade == "fair")
+    return replace(fit, reason=reason, verdict=verdict + dead)
+
+
+def _dead(shape: tuple[int, int], stats: EntryStats) -> str:
+    """The end of the verdict where rows or columns of the longer side are zero: no eigenvalue shows them.
+
+    Those of the shorter side are zero eigenvalues, which the verdict counts.
+    """
+    rows, cols = shape
+    count, side = (stats.dead_rows, "rows") if rows > cols else (stats.dead_columns, "columns")
+    return f"; {count:.0f} of {max(shape)} {side} are zero" if count and rows != cols else ""
 
 
 def _cause(fit: BulkFit, stats: EntryStats, shuffled_fit: BulkFit | None) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpviz.errors import SpectrumError
 from mpviz.rmt.checks import (
+    DEFAULT_TRIM,
     Refusal,
     check_arguments,
     check_eigenvalues,
@@ -22,7 +23,7 @@ from mpviz.rmt.checks import (
 from mpviz.rmt.estimators import Block, estimate, gaps
 from mpviz.rmt.law import MarchenkoPastur
 from mpviz.rmt.nulls import Null, null_of
-from mpviz.rmt.verdict import Quality, first_words, good, reason_of, sentence
+from mpviz.rmt.verdict import Quality, first_words, grade_of, reason_of, sentence
 
 Floats = NDArray[np.float64]
 
@@ -51,6 +52,9 @@ class BulkFit:
     rigidity_limit: the p × KS above which the verdict calls the fit bad: noise exceeds it once in a hundred layers.
     rank: eigenvalues that are not numerically zero; the others (dead rows or columns) were left out of the fit.
     verdict, reason, mp_like: the answer as a sentence, as one of REASONS and as one bit.
+    grade: one of GRADES. "good": mp_like. "fair": noise is worse less than once in a hundred layers, but the gap to
+        the law is below 5 % and 1.5 times the limit, so that σ is off by some per cent at most (measured: `grade_of`);
+        the verdict then begins with "nearly MP-like". "poor": everything else; "none": no fit.
     law: the MP law of the bulk; None when there is none. With k spikes taken out it is the law of the remaining
         (rows−k) × (cols−k) block, so its aspect is not quite cols / rows.
     method: how the variance was found, one of METHODS. why: what the fit chose by itself.
@@ -75,6 +79,7 @@ class BulkFit:
     verdict: str
     reason: str
     mp_like: bool
+    grade: str
     law: MarchenkoPastur | None
     why: str
 
@@ -83,7 +88,7 @@ def fit_bulk(
     eigs: ArrayLike,
     shape: tuple[int, int],
     method: str = "bema",
-    trim: float = 0.1,
+    trim: float = DEFAULT_TRIM,
     level: float = 0.99,
     strict: bool = True,
 ) -> BulkFit:
@@ -147,6 +152,7 @@ def no_fit(
         verdict=verdict,
         reason=reason,
         mp_like=False,
+        grade="none",
         law=None,
         why="no fit",
     )
@@ -190,17 +196,18 @@ def _quality(
     distances = gaps(bulk, law)
     ranks = window(len(bulk), trim)
     rigidity = len(bulk) * float(distances.max())
-    mp_like = good(block, short, full, rigidity, null.limit)
-    reason = reason_of(nonzero, block, mp_like, full, threshold)
+    grade = grade_of(block, short, full, rigidity, null.limit)
+    reason = reason_of(nonzero, block, grade == "good", full, threshold)
     quality = Quality(rigidity, null.limit, null.p_value(rigidity))
     return {
         "fit_error": float(distances[ranks.start : ranks.stop].max(initial=0.0)),
         "rigidity": rigidity,
         "p_value": quality.p_value,
         "rigidity_limit": quality.limit,
-        "mp_like": mp_like,
+        "mp_like": grade == "good",
+        "grade": grade,
         "reason": reason,
-        "verdict": sentence(reason, first_words(reason, block.settled), quality, short, full),
+        "verdict": sentence(reason, first_words(reason, block.settled), quality, short, full, grade == "fair"),
     }
 
 

@@ -140,7 +140,8 @@ def _fit_note(view: SpectrumView) -> str:
     if np.isfinite(view.p_value):
         words += f"; noise of this size exceeds it in {text.percent(view.p_value, 2)} of simulations"
     if not view.mp_like:
-        words += f"; {text.escape(view.reason or text.elided(view.verdict, 40))}"
+        fair = "nearly MP-like, " if text.is_fair(view.verdict) else ""
+        words += f"; {fair}{text.escape(view.reason or text.elided(view.verdict, 40))}"
     return words
 
 

@@ -26,7 +26,7 @@ def strip(table: pd.DataFrame | None, selected: str | None = None, theme: str = 
     """The whole model: one bar a layer in the row of its role.
 
     Bar height: parameters, logarithmic. Sky blue: the bulk's share of the eigenvalues; orange: the spikes'. Marks:
-    ● good fit, ▲ poor fit, hollow and pale for layers that are not prunable. customdata = parameter name.
+    ● good fit, ▼ fair, ▲ poor, hollow and pale for layers that are not prunable. customdata = parameter name.
     table: as made by `analyze`. selected: outlined; ignored when it is not in the table. Always five traces: bulk,
     spikes, no fit, fit, layers.
     """
@@ -39,7 +39,7 @@ def strip(table: pd.DataFrame | None, selected: str | None = None, theme: str = 
     base = [float(len(rows) - 1 - rows.index(row)) for row in row_of]
     data = [*_share_bars(table, base, colours), _fit_marks(table, base, colours), _targets(table, names, base)]
     shares = f"{text.key('■', 'bulk', colours.bulk)}, {text.key('▧', 'spikes', colours.spike)}"
-    keys = f"height: parameters, log scale, {shares}, ● fit good, ▲ fit poor, ○ not prunable"
+    keys = f"height: parameters, log scale, {shares}, ● fit good, ▼ fair, ▲ poor, ○ not prunable"
     figure_layout = layout(theme, text.strip_title(table, theme), keys)
     figure_layout["margin"]["b"] = _BOTTOM
     figure_layout |= {
@@ -101,10 +101,10 @@ def _heights(params: list[int]) -> list[float]:
 
 def _fit_marks(table: pd.DataFrame, base: list[float], colours: Palette) -> Json:
     symbols, tints = [], []
-    for good, prunable, share in zip(
-        table["mp_like"].tolist(), table["prunable"].tolist(), table["bulk_fraction"].tolist(), strict=True
-    ):
-        shape = "x-thin" if not math.isfinite(share) else "circle" if good else "triangle-up"
+    columns = (table[c].tolist() for c in ("mp_like", "verdict", "prunable", "bulk_fraction"))
+    for good, verdict, prunable, share in zip(*columns, strict=True):
+        bad = "triangle-down" if text.is_fair(str(verdict)) else "triangle-up"
+        shape = "x-thin" if not math.isfinite(share) else "circle" if good else bad
         symbols.append(shape if prunable and shape != "x-thin" else f"{shape}-open")
         tints.append(colours.ink if prunable else colours.axis)
     return {
@@ -152,10 +152,13 @@ def layer_words(table: pd.DataFrame) -> list[str]:
             lines.append(
                 f"σ₊ {text.significant(row['sigma_plus'])}, {text.percent(row['bulk_fraction'])} bulk, {spikes}"
             )
-            good = bool(row["mp_like"])
-            lines.append(f"MP fit {'good' if good else 'poor'}, largest CDF gap {text.significant(row['fit_error'])}")
+            bad = "fair" if text.is_fair(str(row["verdict"])) else "poor"
+            lines.append(
+                f"MP fit {'good' if row['mp_like'] else bad}, largest CDF gap {text.significant(row['fit_error'])}"
+            )
         if not row["mp_like"]:
-            lines.append(f"⚠ {text.escape(row['verdict'])}")
+            mark = "▼" if text.is_fair(str(row["verdict"])) else "⚠"
+            lines.append(f"{mark} {text.escape(row['verdict'])}")
         if not row["prunable"]:
             lines.append(f"not prunable: {text.escape(row['why'])}")
         words.append("<br>".join(lines))

@@ -46,7 +46,10 @@ LAYER_COLUMNS = (
     Column("bulk", "bulk", "Share of the eigenvalues that the law explains", "bar"),
     Column("spikes", "spikes", "Eigenvalues above the Tracy–Widom threshold. Johnstone (2001), Ma (2012)"),
     Column(
-        "fit", "fit, p·KS", "p · sup |F_empirical − F|: ● below the limit of true noise, ▲ above it, and why", "badge"
+        "fit",
+        "fit, p·KS",
+        "p · sup |F_empirical − F|: ● below the limit of true noise, ▼ above it but near, ▲ above it, and why",
+        "badge",
     ),
     Column("alpha", "α", "Tail exponent of the larger half, for any spectrum. Hill (1975)"),
     Column("tail", "tail α", "Maximum-likelihood exponent from x_min on. Clauset, Shalizi & Newman (2009)"),
@@ -177,11 +180,12 @@ def _badges(
     rigidity: Sequence[float], good: Sequence[bool], reasons: Sequence[str], verdicts: Sequence[str]
 ) -> dict[str, list[Any]]:
     words, states = [], []
-    for value, fine, reason in zip(rigidity, good, reasons, strict=True):
+    for value, fine, reason, verdict in zip(rigidity, good, reasons, verdicts, strict=True):
         state = "good" if fine else "poor" if math.isfinite(value) else "none"
-        states.append(state)
+        states.append("none" if text.is_fair(verdict) else state)  # without the page's mark and colour: it has its own
         number = text.significant(value, 2) if state != "none" or not reason else ""
-        words.append(" ".join(filter(None, (number, "" if fine else reason))))
+        near = text.is_fair(verdict)
+        words.append(" ".join(filter(None, ("▼ fair" if near else "", number, "" if fine else reason))))
     return {"text": words, "sort": [_sort(value) for value in rigidity], "state": states, "tip": list(verdicts)}
 
 

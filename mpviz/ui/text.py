@@ -177,15 +177,24 @@ def key(mark: str, text: str, colour: Colour) -> str:
     return _word(mark, colour.line) + " " + _word(text, colour.text)
 
 
-def fit_words(mp_like: bool, rigidity: float, reason: str = "") -> str:
-    """How good the fit is, in words; escaped. A poor fit is said aloud, with the reason where it is known.
+def is_fair(verdict: str) -> bool:
+    """Whether a verdict is that of a fit which is not good, yet close to the law."""
+    return verdict.startswith("nearly MP-like")
+
+
+def fit_words(mp_like: bool, rigidity: float, reason: str = "", fair: bool = False) -> str:
+    """How good the fit is, in words; escaped. What is not good is said aloud, with the reason where it is known.
 
     >>> fit_words(True, 2.4), fit_words(False, 12.0, "heavy tail"), fit_words(False, 12.0)
     ('MP fit good (p·KS 2.4)', '⚠ heavy tail (p·KS 12)', '⚠ MP fit poor (p·KS 12)')
+    >>> fit_words(False, 3.6, "column scales differ", fair=True)
+    '▼ MP fit fair: column scales differ (p·KS 3.6)'
     """
     if not math.isfinite(rigidity):
         return f"⚠ no MP fit: {escape(reason)}" if reason else "⚠ no MP fit"
     poor = f"⚠ {escape(reason)}" if reason else "⚠ MP fit poor"
+    if fair:
+        poor = f"▼ MP fit fair: {escape(reason)}" if reason else "▼ MP fit fair"
     return f"{'MP fit good' if mp_like else poor} (p·KS {significant(rigidity, 2)})"
 
 
@@ -193,7 +202,7 @@ def spectrum_title(view: SpectrumView, theme: str = "light") -> str:
     """“blocks.3.mlp.fc1 — ■ 94 % bulk, ◆ 31 spikes, MP fit good (p·KS 2.4)”."""
     colours = palette(theme)
     name = f"<b>{escape(short_name(view.layer))}</b>"
-    fit = fit_words(view.mp_like, view.rigidity, view.reason)
+    fit = fit_words(view.mp_like, view.rigidity, view.reason, is_fair(view.verdict))
     if not view.fitted:
         return f"{name} — {fit}"
     bulk = key("■", f"{percent(view.bulk_fraction, 2)} bulk", colours.bulk)
@@ -228,8 +237,14 @@ def strip_title(table: pd.DataFrame, theme: str = "light") -> str:
     if not known.any():
         return f"{head} — none has a Marchenko–Pastur fit"
     share = float((table["bulk_fraction"] * sizes)[known].sum() / sizes[known].sum())
-    poor = table[known & ~table["mp_like"].astype(bool)]
-    fits = f"⚠ MP fit poor in {count(len(poor))}{_why(poor)}" if len(poor) else "MP fit good in all"
+    nearly = table["verdict"].astype(str).map(is_fair)
+    poor, fair = table[known & ~table["mp_like"].astype(bool) & ~nearly], table[known & nearly]
+    parts = [f"⚠ MP fit poor in {count(len(poor))}{_why(poor)}"] if len(poor) else []
+    if len(fair):
+        parts.append(
+            f"▼ fair in {count(len(fair))}" if len(poor) else f"▼ MP fit fair in {count(len(fair))}{_why(fair)}"
+        )
+    fits = ", ".join(parts) or "MP fit good in all"
     bulk = key("■", f"{percent(share, 2)} bulk", colours.bulk)
     spikes = key("◆", plural(int(table["n_spikes"][known].sum()), "spike"), colours.spike)
     return f"{head} — {bulk}, {spikes}, {fits}"

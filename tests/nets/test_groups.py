@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,5 +118,12 @@ def test_medians_leave_out_what_is_not_there():
     )
     assert both.law is not None and both.edges[1] == pytest.approx(np.median([fit.edges[1] for fit in fits]))
     assert both.mp_like and both.n_spikes == 0
+    assert both.grade == "good" and pooled_fit([nothing, nothing]).grade == "none"
+    uneven = np.random.default_rng(1).normal(size=(300, 128)) * np.linspace(0.8, 1.2, 128)
+    fair = mp.fit_bulk(mp.spectrum(uneven), shape=uneven.shape)
+    assert fair.grade == "fair"
+    mixed = pooled_fit([fair, fair, replace(fair, grade="good", mp_like=True, reason="MP-like")])
+    assert mixed.grade == "fair" and not mixed.mp_like
+    assert mixed.verdict == f"nearly MP-like: 3 groups: 2 {fair.reason}, 1 MP-like"
     none = medians([nothing, nothing])
     assert math.isnan(none.variance) and none.law is None and not none.mp_like

@@ -1,6 +1,7 @@
 """Eigenvalues against scipy, and the table of analyze."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from torch import nn
 
 import mpviz as mp
 from mpviz.errors import Cancelled, SpectrumError
+from mpviz.nets.engine import solve
 from mpviz.nets.spectra import layer_spectra
 
 COLUMNS = [
     *("role", "kind", "rows", "cols", "aspect", "params", "prunable", "why"),
-    *("variance", "lambda_minus", "lambda_plus", "threshold", "sigma_plus", "fit_error", "mp_like", "verdict"),
+    *("variance", "lambda_minus", "lambda_plus", "threshold", "sigma_plus", "fit_error", "mp_like", "grade", "verdict"),
     *("bulk_fraction", "n_spikes", "alpha", "stable_rank"),
     *("method", "reason", "rigidity", "p_value", "sigma_plus_low", "sigma_plus_high", "rank"),
     *("tail_alpha", "tail_x_min", "tail_ks", "no_tail", "entropy", "soft_rank", "frobenius", "spectral", "nuclear"),
@@ -171,7 +173,7 @@ def test_a_layer_of_rank_one_keeps_its_row():
     assert table.loc["1.weight", "mp_like"]
 
 
-@pytest.mark.parametrize("size", [1e-170, 1e130])
+@pytest.mark.parametrize("size", [1e-130, 1e130])
 def test_extreme_scales_do_not_overflow_on_the_way(size):
     weight = np.random.default_rng(0).normal(size=(40, 30))
     expected = mp.spectrum(weight) * size * size
@@ -183,3 +185,40 @@ def test_edges_are_those_of_the_block_that_the_spikes_leave():
     for _, row in table.query("prunable").iterrows():
         full = row["variance"] * (1 + math.sqrt(row["aspect"])) ** 2
         assert row["lambda_plus"] < full and row["n_spikes"] > 50
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+@pytest.mark.parametrize("precision", ["float64", "fast"])
+def test_entries_whose_squares_are_no_numbers_say_so_and_what_to_do(size, precision):
+    weight = np.random.default_rng(0).uniform(-1, 1, size=(40, 30))
+    weight[0, 0] = 1.0
+    with pytest.raises(SpectrumError, match=re.escape(f"divide the weights by {size:.0e}")):
+        mp.spectrum(weight * size)
+    table = mp.analyze({"a.weight": weight * size, "b.weight": weight}, precision=precision)
+    assert f"a.weight: the entries reach {size:.0e}" in table.loc["a.weight", "verdict"]
+    assert "zero" not in table.loc["a.weight", "verdict"] and table.loc["b.weight", "grade"] != "none"
+    grouped = torch.from_numpy(weight.reshape(2, 20, 30) * size)
+    with pytest.raises(SpectrumError, match="divide the weights by"):
+        solve(grouped, precision)
+
+
+def test_no_advice_that_analyze_cannot_follow():
+    noise = np.random.default_rng(0).normal(size=(90, 50))
+    table = mp.analyze({f"a{n}.weight": noise[:, :n] for n in (3, 7, 8, 9, 10)})
+    refused = table[table["sigma_plus"].isna()]
+    assert len(refused) == 4 and not table["verdict"].str.contains("trim").any()
+    assert refused["verdict"].str.contains("leave it out").all() and (refused["grade"] == "none").all()
+
+
+@pytest.mark.parametrize("shape", [(200, 60), (60, 200)])
+def test_dead_rows_of_the_longer_side_are_named(shape):
+    weight = np.random.default_rng(0).normal(size=shape)
+    if shape[0] > shape[1]:
+        weight[[3, 5, 60]] = 0
+    else:
+        weight[:, [3, 5, 60]] = 0
+    for cache in (False, True, True):
+        verdict = mp.analyze({"a.weight": weight}, cache=cache).loc["a.weight", "verdict"]
+        assert verdict.endswith(f"; 3 of 200 {'rows' if shape[0] > shape[1] else 'columns'} are zero")
+    weight = np.random.default_rng(0).normal(size=shape)
+    assert "zero" not in mp.analyze({"a.weight": weight}).loc["a.weight", "verdict"]

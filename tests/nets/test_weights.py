@@ -224,3 +224,151 @@ def test_of_a_file_that_was_cut_short_the_whole_layers_are_analysed(tmp_path):
     assert not lost["mp_like"].any() and (lost["reason"] == "no spectrum").all()
     rest = table.drop(index=lost.index)
     assert rest["mp_like"].all() and rest.equals(mp.analyze(tensors).loc[rest.index])
+
+
+# --- headers that are not what they should be ------------------------------------------------------------------------
+
+
+def _entry(start: int, shape: tuple[int, ...] = (48, 32), dtype: str = "F32", size: int = 4) -> dict[str, object]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + size * int(np.prod(shape))]}
+
+
+ROOM = 48 * 32 * 4
+ODD = {
+    "float4": ({"dtype": "F4", "shape": [48, 32], "data_offsets": [ROOM, ROOM + 768]}, "type 'F4'; store it as F16"),
+    "unknown": (_entry(ROOM, dtype="float32"), "numbers of type 'float32'"),
+    "overlap": (_entry(ROOM + 4), "'odd.weight' and 'twin.weight' share bytes"),
+    "negative": ({"dtype": "F32", "shape": [-48, -32], "data_offsets": [ROOM, 2 * ROOM]}, "damaged at 'odd.weight'"),
+    "infinite": ({"dtype": "F32", "shape": [float("inf"), 1], "data_offsets": [0, 4]}, "damaged at 'odd.weight'"),
+    "words": ({"dtype": "F32", "shape": "48", "data_offsets": [0, 4]}, "damaged at 'odd.weight'"),
+    "list": ([1, 2], "damaged at 'odd.weight'"),
+    "no type": ({"dtype": 7, "shape": [2], "data_offsets": [0, 8]}, "damaged at 'odd.weight'"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_one_odd_tensor_leaves_the_others_of_the_file(case, tmp_path):
+    entry, words = ODD[case]
+    header = {"a.weight": _entry(0), "odd.weight": entry, "__metadata__": [1]}
+    if case == "overlap":
+        header["twin.weight"] = _entry(ROOM)
+    text, data = json.dumps(header).encode(), np.random.default_rng(0).normal(size=3 * 48 * 32).astype(np.float32)
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data.tobytes())
+    table = mp.analyze(path)
+    assert list(table.index) == ["a.weight"] and table["sigma_plus"].notna().all()
+    why = table.attrs["skipped"]["odd.weight"]
+    assert words in why and "odd.safetensors" in why and ("again" in why or "store it" in why)
+
+
+def test_a_name_that_comes_twice_is_left_out(tmp_path):
+    entry = json.dumps(_entry(0))
+    text = f'{{"a.weight": {entry}, "b.weight": {json.dumps(_entry(ROOM))}, "a.weight": {entry}}}'.encode()
+    path = tmp_path / "twice.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + np.ones(2 * 48 * 32, np.float32).tobytes())
+    table = mp.analyze(path)
+    assert list(table.index) == ["b.weight"] and "'a.weight' twice; copy" in table.attrs["skipped"]["a.weight"]
+
+
+def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path):
+    side = 2**20
+    text = json.dumps({"a.weight": _entry(0), "b.weight": _entry(ROOM, (side, side))}).encode()
+    path = tmp_path / "short.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + normal(48, 32).numpy().tobytes())
+    table = mp.analyze(path)
+    assert "ends inside b.weight (0 of 4398046511104 bytes" in table.loc["b.weight", "verdict"]
+    assert table.loc["a.weight", "sigma_plus"] > 0
+
+
+def test_mutated_headers_raise_nothing_but_errors_of_this_package(tmp_path):
+    draws = np.random.default_rng(0)
+    whole = json.dumps({"__metadata__": {"format": "pt"}, "a.weight": _entry(0), "b.weight": _entry(ROOM)}).encode()
+    data, path = draws.normal(size=2 * 48 * 32).astype(np.float32).tobytes(), tmp_path / "mutated.safetensors"
+    letters = b'{}[]:,"0123456789-.eE\\/abFIxNn \xff\x00'
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(600):
+        header = bytearray(whole)
+        for _ in range(draws.integers(1, 4)):
+            at = int(draws.integers(len(header)))
+            kind = draws.integers(3)
+            if kind == 0:
+                header[at] = letters[draws.integers(len(letters))]
+            elif kind == 1:
+                del header[at : at + int(draws.integers(1, 9))]
+            else:
+                header[at:at] = bytes([letters[draws.integers(len(letters))]])
+        length = len(header) if draws.uniform() < 0.9 else int(draws.integers(0, 2**16))
+        path.write_bytes(length.to_bytes(8, "little") + bytes(header) + data[: draws.integers(len(data) + 1)])
+        try:
+            table = mp.analyze(path, cache=False)
+        except mp.MpvizError as error:
+            assert "mutated.safetensors" in str(error)
+            outcomes["refused"] += 1
+        else:
+            assert table["verdict"].str.len().gt(0).all()
+            outcomes["read"] += 1
+    assert min(outcomes.values()) > 30
+
+
+# --- modules that compute their weights, and transposed ones ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", ["spectral_norm", "weight_norm", "orthogonal"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_parametrised_module_stays_bit_by_bit(wrap, training):
+    model = nn.Sequential(nn.Linear(24, 24), nn.Conv2d(3, 24, 3), nn.Linear(24, 10))
+    parametrised = getattr(nn.utils.parametrizations, wrap)
+    for i in (0, 1):
+        parametrised(model[i])
+    model.train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [part.training for part in model.modules()]
+    table = mp.analyze(model, cache=False)
+    source = open_weights(model)
+    assert torch.equal(source.read("0.weight"), source.read("0.weight"))
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert [part.training for part in model.modules()] == modes
+    assert "parametrisation" in table.loc["0.weight", "why"] and table.loc["0.weight", "sigma_plus"] > 0
+    model.eval()
+    assert table.loc["0.weight", "spectral"] == pytest.approx(
+        float(torch.linalg.matrix_norm(model[0].weight.detach(), 2)), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_advice_for_transposed_convolutions_works(groups):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ConvTranspose2d(24, 32, 3, groups=groups))
+    why = mp.analyze(model).attrs["skipped"]["1.weight"]
+    assert "ConvTranspose2d stores inputs first" in why
+    words = why.partition("{name: ")[2].partition("}")[0]
+    shown = eval(words, {"weight": model[1].weight, "i": 0})  # the advice itself, word for word
+    assert shown.shape == (32 // groups, 24 // groups, 3, 3)
+    row = mp.analyze({"up.weight": shown}).loc["up.weight"]
+    assert (row["rows"], row["cols"]) == (32 // groups, 24 // groups * 9)
+
+
+# --- fused q, k and v of which only the name is known ----------------------------------------------------------------
+
+
+def test_thirds_are_taken_only_where_names_and_shapes_allow_and_are_said_to_be_assumed():
+    state = {
+        "blocks.0.attn.qkv.weight": normal(72, 24),
+        "layer.in_proj_weight": normal(72, 24),
+        "stages.0.blocks.0.attn_block.attn.qkv.weight": normal(72, 24),
+        "stages.0.blocks.0.attn_grid.attn.qkv.weight": normal(72, 24),
+        "stages.1.blocks.0.attn.qkv.weight": normal(72, 24),
+        "stages.1.blocks.0.attn.attention_biases": normal(4, 49),
+        "wide.attn.qkv.weight": normal(96, 24),
+        "conv.attn.qkv.weight": normal(72, 24, 1, 1),
+    }
+    infos = list_layers(state, split=("qkv",))
+    parts = {info.parameter for info in infos if info.part}
+    assert parts == {"blocks.0.attn.qkv.weight", "layer.in_proj_weight"}
+    assumed = {info.parameter for info in infos if "thirds assumed from name and shape" in info.why}
+    assert assumed == {"blocks.0.attn.qkv.weight"}
+
+
+def test_of_a_module_nothing_is_assumed():
+    infos = list_layers(mp.load_model("fashion-vit", pretrained=False), split=("qkv",))
+    assert any(info.part for info in infos) and not any("assumed" in info.why for info in infos)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpviz.errors import SpectrumError
-from mpviz.rmt import METHODS, REASONS, entry_stats, explain, fit_bulk, no_fit
+from mpviz.rmt import GRADES, METHODS, REASONS, entry_stats, explain, fit_bulk, no_fit
 from tests.rmt.matrices import noise_spectrum, signal, spectrum, spiked
 
 SHAPES = [(384, 384), (512, 256), (256, 512)]
@@ -43,7 +43,7 @@ def reasons(make, repeats=6):
     matrices = [make(seed) for seed in range(repeats)]
     fits = [fitted(matrix) for matrix in matrices]
     told = [explain(fit, entry_stats(matrix)) for fit, matrix in zip(fits, matrices, strict=True)]
-    assert all(fit.mp_like == (fit.reason == "MP-like") for fit in fits + told)
+    assert all(fit.mp_like == (fit.reason == "MP-like") == (fit.grade == "good") for fit in fits + told)
     assert all(fit.reason in REASONS for fit in fits + told)
     return {fit.reason for fit in fits}, {fit.reason for fit in told}
 
@@ -169,3 +169,46 @@ def test_every_method_judges(method, shape):
         assert fitted(columns(seed, shape, 0.25), method=method).reason in ("column scales differ", "heavy tail")
         assert fitted(student(seed, shape, 2), method=method).reason == "heavy tail"
         assert fitted(orthogonal(seed, shape), method=method).reason == "other structure"
+
+
+def uneven(seed, shape, spread):
+    """Uniform column scales, and the mean square of one entry."""
+    scales = 1 + spread * math.sqrt(3) * rng(seed).uniform(-1, 1, size=shape[1])
+    return rng(seed + 1000).normal(size=shape) * scales, float(np.mean(scales**2))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fair_lies_between_good_and_poor(shape):
+    grades, errors = [], []
+    for seed in range(40):
+        matrix, square = uneven(seed, shape, 0.004 * (seed + 1))
+        fit = fitted(matrix)
+        told = explain(fit, entry_stats(matrix))
+        grades.append(fit.grade)
+        assert told.grade == fit.grade in GRADES
+        start = {"good": "MP-like", "fair": "nearly MP-like: ", "poor": "not MP-like: "}[fit.grade]
+        assert fit.verdict.startswith(start) and told.verdict.startswith(start)
+        assert fit.mp_like == (fit.grade == "good")
+        if fit.grade == "fair":
+            assert f"(p*KS {fit.rigidity:.1f}, limit {fit.rigidity_limit:.1f}" in told.verdict
+            assert fit.rigidity_limit < fit.rigidity <= 1.5 * fit.rigidity_limit
+            errors.append(abs(math.sqrt(fit.variance / square) - 1))
+    assert grades.count("fair") >= 4 and grades[:8] == ["good"] * 8 and set(grades[-4:]) <= {"fair", "poor"}
+    assert max(errors) < 0.03
+    poor = fitted(uneven(0, shape, 0.3)[0])
+    assert poor.grade == "poor" and poor.rigidity > 1.5 * poor.rigidity_limit
+
+
+def test_small_layers_are_hardly_ever_fair():
+    # a gap above the limit of noise is more than 5 % of 40 eigenvalues
+    grades = {fitted(uneven(seed, (80, 40), 0.4)[0]).grade for seed in range(20)}
+    assert "poor" in grades and "fair" not in grades
+
+
+def test_grades_of_layers_without_a_sound_bulk():
+    assert no_fit((30, 20), 0, "nothing there").grade == "none"
+    assert fit_bulk(noise_spectrum(rng(0), (40, 7)), (40, 7), strict=False).grade == "none"
+    thin = rng(1).normal(size=(100, 20)) @ rng(2).normal(size=(20, 60))
+    assert fitted(thin).reason == "low rank" and fitted(thin).grade == "poor"
+    unsettled = columns(0, (768, 256), 1.5)
+    assert fitted(unsettled).grade == "poor"

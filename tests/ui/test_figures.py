@@ -437,6 +437,11 @@ def test_the_fit_marks_say_good_poor_and_not_prunable_by_shape():
         shape = "x-thin" if math.isnan(share) else "circle" if good else "triangle-up"
         assert symbol == (shape if prunable and shape != "x-thin" else shape + "-open")
     assert marks["opacity"] == 1
+    fair = table.assign(mp_like=False, verdict="nearly MP-like: <i> (p*KS 3.6)")
+    symbols = trace(figures.strip(fair), "fit")["marker"]["symbol"]
+    assert {symbol.removesuffix("-open") for symbol in symbols} == {"x-thin", "triangle-down"}
+    words = trace(figures.strip(fair), "layers")["hovertext"]
+    assert any("MP fit fair" in word and "▼ nearly MP-like: &lt;i&gt;" in word for word in words)
 
 
 def test_budgets_show_removed_against_kept_locks_and_the_whole_network():

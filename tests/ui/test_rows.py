@@ -91,3 +91,12 @@ def test_every_view_says_formula_and_source_and_has_a_figure(wb: Workbench) -> N
         assert "(" in look.tip and look.tip[-5:-1].isdigit(), look.tip
     with pytest.raises(Exception, match="did you mean 'tail'"):
         layer_figure.layer_figure(wb.spectrum, "tial", "singular", False)
+
+
+def test_a_fair_fit_is_neither_good_nor_poor(wb: Workbench) -> None:
+    table = wb.table.copy()
+    table["mp_like"], table["reason"], table["rigidity"] = [True, False, False], ["MP-like", "x", "x"], [2.0, 3.6, 12.3]
+    table["verdict"] = ["MP-like", "nearly MP-like: x (p*KS 3.6)", "not MP-like: x (p*KS 12.3)"]
+    fit = rows.layer_cells(table)["fit"]
+    assert fit["text"] == ["2.0", "▼ fair 3.6 x", "12 x"]
+    assert fit["state"] == ["good", "none", "poor"] and fit["sort"] == [2.0, 3.6, 12.3]

@@ -112,6 +112,22 @@ def test_the_spectrum_title_states_the_finding():
     assert "(12 zero, not drawn)" in text.spectrum_note(view(), 500)
 
 
+def test_a_fair_fit_is_said_to_be_fair_wherever_fits_are_named():
+    reason = "column scales differ"
+    verdict = "nearly MP-like: column scales differ by 9 % (p*KS 3.6, limit 3.1, p ≤ 0.001)"
+    title = plain(
+        text.spectrum_title(view(mp_like=False, rigidity=3.6, reason="column scales differ", verdict=verdict))
+    )
+    assert title.endswith("▼ MP fit fair: column scales differ (p·KS 3.6)")
+    table = pd.DataFrame(
+        {"rows": 128, "cols": 128, "bulk_fraction": 0.9, "n_spikes": 9, "mp_like": [True, False, False],
+         "reason": ["MP-like", reason, "heavy tail"], "verdict": ["MP-like", verdict, "not MP-like: x"]},
+    )  # fmt: skip
+    assert plain(text.strip_title(table)).endswith("⚠ MP fit poor in 1: heavy tail, ▼ fair in 1")
+    assert plain(text.strip_title(table[:2])).endswith("▼ MP fit fair in 1: column scales differ")
+    assert plain(text.strip_title(table[:1])).endswith("MP fit good in all")
+
+
 def test_the_coverage_title_names_tier_and_samples():
     nothing = np.full(21, np.nan)
     now = {"sparsity": 0.5, "coverage": 0.9731, "unchanged": 0.99, "accuracy": 0.9, "tier": "measured"}
