@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpviz.certificates.margins import certify
+    from mpviz.certificates.certify import certify
     from mpviz.errors import MpvizError
     from mpviz.nets.compare import compare
     from mpviz.nets.data import load_data
@@ -65,7 +65,7 @@ _HOMES = {
     "allocate": "mpviz.prune.allocate",
     "magnitude_masks": "mpviz.prune.masks",
     "apply_masks": "mpviz.prune.masks",
-    "certify": "mpviz.certificates.margins",
+    "certify": "mpviz.certificates.certify",
     "save": "mpviz.nets.store",
     "load": "mpviz.nets.store",
     "run": "mpviz.pipeline",

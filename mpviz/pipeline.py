@@ -13,8 +13,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from mpviz.certificates.margins import TIERS, Certificate, compare_logits
+from mpviz.certificates.bounds import Options
+from mpviz.certificates.certify import TIERS, Slider, tier_results
+from mpviz.certificates.margins import Certificate, compare_logits
 from mpviz.certificates.preview import POSITIONS, coverage_curve
+from mpviz.certificates.summary import compare_models, read_tiers, results_of
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, RecipeError, nearest
 from mpviz.files import Writer, write_together
 from mpviz.nets.data import Split, load_data
@@ -28,6 +31,8 @@ from mpviz.recipe import BudgetPlan, Recipe, checked, read_recipe
 
 Progress = Callable[[float, str], None]
 Stop = Callable[[], bool]
+WIDTH = 0.01  # of the stretch of the slider that a run asks bounds for
+LAST = 0.999
 
 
 @dataclass(frozen=True)
@@ -76,25 +81,15 @@ def budget_table(table: pd.DataFrame, weights: pd.Series, counts: Mapping[str, i
     )
 
 
-def nonzero_parameters(model: nn.Module) -> int:
-    """Parameters that are not zero."""
-    return sum(int(p.count_nonzero()) for p in model.parameters())
+def slider_of(ranking: Ranking, table: pd.DataFrame, plan: BudgetPlan, width: float = WIDTH) -> Slider:
+    """The slider from the plan's sparsity on, `width` further, with the layer weights frozen at the plan's sparsity.
 
-
-def compare_models(dense: nn.Module, pruned: nn.Module, budgets: pd.DataFrame, cert: Certificate) -> pd.DataFrame:
-    """Before and after, one row a quantity, each with the tier of its numbers."""
-    total = int(budgets["params"].sum())
-    kept = total - int(budgets["removed"].sum())
-    n = len(cert)
-    rows = [
-        (f"accuracy, {n} {cert.split} images", cert.dense_accuracy, cert.accuracy, cert.tier),
-        ("predictions certified unchanged", 1.0, cert.coverage, cert.tier),
-        ("predictions unchanged", 1.0, cert.unchanged, cert.tier),
-        ("prunable weights", total, kept, "measured"),
-        ("nonzero parameters", nonzero_parameters(dense), nonzero_parameters(pruned), "measured"),
-    ]
-    # as objects: counts stay whole numbers beside the shares
-    return pd.DataFrame(rows, columns=["quantity", "dense", "pruned", "tier"], dtype=object)
+    Frozen weights make the family nested: one order of all entries, and each position removes a first part of it.
+    """
+    weights = plan_weights(table, plan)
+    unlocked = float(ranking.sizes[[weights.get(name, 1.0) > 0 for name in ranking.names]].sum()) / ranking.total
+    stop = min(plan.sparsity + width, unlocked, LAST)
+    return Slider(lambda s: ranking.masks(ranking.counts(s, weights)), min(plan.sparsity, stop), stop)
 
 
 def prune_and_certify(
@@ -214,6 +209,14 @@ def _run(recipe: Recipe, tell: Progress, cancelled: Stop | None, curve_samples: 
     pruned, cert, _ = prune_and_certify(
         model, masks, split, plan.samples or None, plan.seed, progress=part(0.35, end), cancelled=cancelled
     )
+    if plan.tiers != ["measured"]:
+        tell(end, "proving bounds")
+        slider = slider_of(ranking, table, recipe.budget)
+        images, _ = split.sample(plan.samples or None, plan.seed)
+        options = Options(cancelled=cancelled)
+        cert = replace(
+            cert, tiers=tier_results(cert, model, pruned, images, plan.tiers, slider=slider, options=options)
+        )
     curve = None
     if curve_samples:
         samples = split.sample(curve_samples, plan.seed)
@@ -241,22 +244,6 @@ def check_folder(folder: str | Path) -> Path:
         if part.exists() and not part.is_dir():
             raise CheckpointError(f"{part} is a file where the run needs a folder; choose another name")
     return folder
-
-
-def results_of(cert: Certificate, budgets: pd.DataFrame) -> dict[str, Any]:
-    """The numbers of a run as JSON can hold them, each beside its tier."""
-    return {
-        "tier": cert.tier,
-        "split": cert.split,
-        "samples": len(cert),
-        "dense_accuracy": cert.dense_accuracy,
-        "pruned_accuracy": cert.accuracy,
-        "coverage": cert.coverage,
-        "unchanged": cert.unchanged,
-        "violations": cert.violations,
-        "sparsity": float(budgets["removed"].sum() / budgets["params"].sum()),
-        "budgets": {name: float(value) for name, value in budgets["sparsity"].items()},
-    }
 
 
 _OPTIONAL = ("curve.csv", "report.html")  # of an earlier run in the same folder: they go with it
@@ -312,17 +299,21 @@ def read_run(folder: str | Path) -> RunResult:
         samples = _read_table(folder / "samples.csv")
         comparison = pd.read_csv(folder / "comparison.csv", dtype=object)
         for column in ("dense", "pruned"):  # counts are whole numbers, shares are not
-            comparison[column] = pd.Series([json.loads(value) for value in comparison[column]], dtype=object)
+            comparison[column] = pd.Series([_json(value) for value in comparison[column]], dtype=object)
         curve = _read_table(folder / "curve.csv") if (folder / "curve.csv").exists() else None
         columns = ("labels", "dense_prediction", "pruned_prediction", "margin", "eta", "slack")
         arrays = [samples[name].to_numpy() for name in ("sample", *columns)]
-        cert = Certificate(results["tier"], results["split"], *arrays)
+        cert = Certificate(results["tier"], results["split"], *arrays, tiers=read_tiers(results["tiers"], samples))
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} is no whole run folder ({error}); run its recipe again") from error
     return RunResult(
         recipe, spectra, table_of(spectra), budgets, checkpoint.masks, checkpoint.model, cert, comparison, curve,
         folder / "pruned.safetensors", folder,
     )  # fmt: skip
+
+
+def _json(value: Any) -> Any:
+    return None if pd.isna(value) else json.loads(value)
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mpviz.errors import DataError, MpvizError, nearest
-from mpviz.nets.data import Split
-from mpviz.nets.forward import logits
+from mpviz.errors import DataError
 
-TIERS = ("measured",)
+
+@dataclass(frozen=True, eq=False)
+class TierResult:
+    """What one tier says about the same samples.
+
+    name: "path", "bracket", …; tier: how it is known ("bound", "population"); about: the set, or the population, in
+    words. certified: Bool["n"] and lower: Float64["n"], the least margin over the set, for bounds; rounding:
+    Float64["n"], by how much arithmetic lowered it. low, high: limits of a share of the population. why: for what
+    reason nothing is proved, "" where something is.
+    """
+
+    name: str
+    tier: str
+    about: str
+    certified: np.ndarray | None = None
+    lower: np.ndarray | None = None
+    rounding: np.ndarray | None = None
+    low: float = math.nan
+    high: float = math.nan
+    why: str = ""
+
+    @property
+    def coverage(self) -> float:
+        """Share of samples that are certified; NaN where nothing is proved: that is not 0 %."""
+        return math.nan if self.certified is None else float(self.certified.mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +46,7 @@ class Certificate:
 
     margin: top dense logit minus the runner-up. eta: ‖z_pruned − z_dense‖∞. certified: margin > 2·eta, so that the
     predicted label cannot have changed. changed: the predicted label did change. slack: 2·eta minus what the margin
-    lost, never negative. tier: how these numbers are known.
+    lost, never negative. tier: how these numbers are known. tiers: what other tiers say, by name.
     """
 
     tier: str
@@ -35,6 +58,7 @@ class Certificate:
     margin: np.ndarray
     eta: np.ndarray
     slack: np.ndarray
+    tiers: Mapping[str, TierResult] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.margin)
@@ -51,8 +75,12 @@ class Certificate:
 
     @property
     def violations(self) -> int:
-        """Samples that are certified and changed all the same; any but 0 disproves the certificate."""
-        return int((self.certified & self.changed).sum())
+        """Samples that a tier certifies and that changed all the same; any but 0 disproves a certificate.
+
+        The pruned network belongs to the set of every bound, so each of them is put to the test here.
+        """
+        claims = [self.certified, *(t.certified for t in self.tiers.values() if t.certified is not None)]
+        return int((np.logical_or.reduce(claims) & self.changed).sum())
 
     @property
     def coverage(self) -> float:
@@ -76,11 +104,14 @@ class Certificate:
         return float((self.pruned_prediction == self.labels).mean())
 
     def table(self) -> pd.DataFrame:
-        """One row a sample: index in the split, label, both predictions, margin, eta, certified, changed, slack."""
+        """One row a sample: index in the split, label, both predictions, margin, eta, certified, changed, slack.
+
+        A column more for each proved tier, named by it: the least margin over its set.
+        """
         columns = ("labels", "dense_prediction", "pruned_prediction", "margin", "eta", "certified", "changed", "slack")
-        return pd.DataFrame(
-            {name: getattr(self, name) for name in columns}, index=pd.Index(self.indices, name="sample")
-        )
+        values = {name: getattr(self, name) for name in columns}
+        values |= {name: tier.lower for name, tier in self.tiers.items() if tier.lower is not None}
+        return pd.DataFrame(values, index=pd.Index(self.indices, name="sample"))
 
 
 def top_margin(values: Tensor) -> Tensor:
@@ -127,33 +158,4 @@ def compare_logits(
         margin=margin.numpy(),
         eta=eta.numpy(),
         slack=(2 * eta - (margin - (left - others))).numpy(),
-    )
-
-
-def certify(
-    dense: nn.Module,
-    pruned: nn.Module,
-    split: Split,
-    tiers: Sequence[str] = ("measured",),
-    delta: float = 0.05,
-    samples: int | None = None,
-    seed: int = 0,
-) -> Certificate:
-    """Which predictions on `split` pruning has certainly left alone.
-
-    tiers: only "measured" so far: this mask, these samples, exact. delta: for statements about unseen data; the
-    measured tier makes none and needs none. samples: take a sample by `seed` instead of the whole split.
-    Raises DataError for an empty split or logits that are not finite, MpvizError for unknown tiers.
-    """
-    tiers = [tiers] if isinstance(tiers, str) else list(tiers)
-    for tier in tiers:
-        if tier not in TIERS:
-            raise MpvizError(f"unknown tier '{tier}'; {nearest(tier, TIERS)}")
-    if not tiers:
-        raise MpvizError("no tier was asked for; give tiers=('measured',)")
-    if not 0.0 < delta < 1.0:
-        raise MpvizError(f"delta is a probability of failure, between 0 and 1; got {delta}")
-    images, labels = split.sample(samples, seed)
-    return compare_logits(
-        logits(dense, images), logits(pruned, images), labels, split.name, split.indices(samples, seed)
     )

@@ -115,7 +115,11 @@ def comparison_rows(comparison: pd.DataFrame) -> list[tuple[str, str, str, str, 
     rows = []
     columns = (comparison[name].tolist() for name in ("quantity", "dense", "pruned", "tier"))
     for quantity, dense, pruned, tier in zip(*columns, strict=True):
-        if isinstance(dense, float):
+        if pruned is None:
+            rows.append((quantity, "", "", "", tier))
+        elif dense is None:
+            rows.append((quantity, "", share(pruned), "", tier))
+        elif isinstance(dense, float):
             change = points(pruned - dense)
             rows.append((quantity, share(dense), share(pruned), change, tier))
         else:

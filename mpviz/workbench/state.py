@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mpviz.certificates.margins import Certificate
 from mpviz.certificates.preview import Point
+from mpviz.certificates.summary import compare_models, results_of
 from mpviz.errors import ModelError, MpvizError
 from mpviz.nets.store import save
-from mpviz.pipeline import budget_table, compare_models, plan_weights, prune_and_certify, results_of
+from mpviz.pipeline import budget_table, plan_weights, prune_and_certify
 from mpviz.prune.allocate import layer_names
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
 from mpviz.workbench.jobs import Job, sentence

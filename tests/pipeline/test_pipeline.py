@@ -18,7 +18,7 @@ import torch
 
 import mpviz as mp
 from mpviz import files, pipeline
-from mpviz.certificates.margins import certify
+from mpviz.certificates.certify import certify
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, DataError, ModelError, RecipeError
 from mpviz.nets import store
 from mpviz.nets.data import Split
