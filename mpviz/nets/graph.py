@@ -118,7 +118,7 @@ def trace(model: nn.Module) -> Network:
     Raises ModelError for a model in training mode and for an operation without a rule, which it names.
     """
     kind = type(model).__name__
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ModelError(f"{kind} is in training mode, its batch norms depend on the batch; call .eval()")
     try:
         graph = _Tracer().trace(model)

@@ -28,7 +28,7 @@ def _check(model: Any) -> Any:
     """The last block. Raises ModelError for a transformer whose end has another form."""
     if not (hasattr(model, "blocks") and len(model.blocks) and hasattr(model.blocks[-1], "attn")):
         raise _refuse(model, "it is no vision transformer of timm's form")
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ModelError(f"{type(model).__name__} is in training mode; call .eval()")
     if getattr(model, "global_pool", "") != "token" or getattr(model, "attn_pool", None) is not None:
         raise _refuse(model, "only a class token is read here, not an average over tokens")
