@@ -302,8 +302,9 @@ def read_run(folder: str | Path) -> RunResult:
             comparison[column] = pd.Series([_json(value) for value in comparison[column]], dtype=object)
         curve = _read_table(folder / "curve.csv") if (folder / "curve.csv").exists() else None
         columns = ("labels", "dense_prediction", "pruned_prediction", "margin", "eta", "slack")
-        arrays = [samples[name].to_numpy() for name in ("sample", *columns)]
-        cert = Certificate(results["tier"], results["split"], *arrays, tiers=read_tiers(results["tiers"], samples))
+        arrays = {name: samples[name].to_numpy() for name in columns}
+        indices, tiers = samples["sample"].to_numpy(), read_tiers(results["tiers"], samples)
+        cert = Certificate(results["tier"], results["split"], indices, tiers=tiers, **arrays)
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder} is no whole run folder ({error}); run its recipe again") from error
     return RunResult(

@@ -10,8 +10,9 @@ parts of each row are bounded each from its own side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from mpviz.certificates import rules
 from mpviz.certificates.boxes import ROUNDOFF, State, affine
 from mpviz.certificates.families import Family, Masks, Weights, bracket, path
 from mpviz.errors import Cancelled, DataError, ModelError, MpvizError
-from mpviz.nets.graph import Network
+from mpviz.nets.graph import Network, Node
 
 ARITHMETIC = tuple(ROUNDOFF)
+_HOPELESS = 1e4  # a bound that gives this many logits away is not mended by halving its set
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +58,66 @@ class MarginBound:
         return float(self.certified.mean())
 
 
-def centre_logits(network: Network, images: Tensor, weights: Weights | None = None) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a network whose first part is fixed starts from: a state for each of its input nodes, "n …" each.
+
+    Made by `prepare`; it stands where images stand.
+    """
+
+    states: Mapping[str, State]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.states.values())).centre)
+
+    def __getitem__(self, which: Any) -> Start:
+        def part(state: State) -> State:
+            ends = (None if end is None else end[which] for end in (state.low, state.high))
+            return State(state.centre[which], *ends)
+
+        return Start({name: part(state) for name, state in self.states.items()})
+
+
+Inputs = Tensor | Start
+
+
+def prepare(
+    network: Network, layers: Iterable[str], images: Tensor, arithmetic: str = "float64", batch: int = 64
+) -> tuple[Network, Start]:
+    """The part of a network from the first of some weight layers on, and what it starts from.
+
+    What comes before is evaluated once; its rounding stays inside the boxes. Bounds of sets that change these layers
+    alone are the same as those of the whole network, at the cost of the part.
+    """
+    layers = set(layers)
+    moving: set[str] = set()
+    for node in network:
+        if node.weight in layers or moving & set(node.inputs):
+            moving.add(node.name)
+    cut = {name for node in network if node.name in moving for name in node.inputs if name not in moving}
+    parts: list[dict[str, State]] = []
+    before = [node for node in network if node.name not in moving]
+    with torch.no_grad():
+        for start in range(0, len(images), batch):
+            states = _forward(before, network, Family("as it is"), images[start : start + batch], ROUNDOFF[arithmetic])
+            parts.append({name: states[name] for name in cut})
+
+    def joined(name: str) -> State:
+        ends = [[getattr(part[name], end) for part in parts] for end in ("centre", "low", "high")]
+        return State(*(None if column[0] is None else torch.cat(column) for column in ends))
+
+    nodes = [Node(node.name, "input", ()) for node in network if node.name in cut]
+    nodes += [node for node in network if node.name in moving]
+    return Network(network.model, tuple(nodes), network.part), Start({name: joined(name) for name in cut})
+
+
+def centre_logits(network: Network, images: Inputs, weights: Weights | None = None) -> Tensor:
     """Float64["n classes"] in double precision, with some weights replaced."""
     family = Family("one network", weights or {})
     values: dict[str, Tensor] = {}
     for node in network:
         if node.op == "input":
-            values[node.name] = network.start(images)
+            values[node.name] = images.states[node.name].centre if isinstance(images, Start) else network.start(images)
         elif node.weight:
             x = values[node.inputs[0]]
             values[node.name] = affine(network, node, x, family, 0.0).value(x)
@@ -71,10 +126,13 @@ def centre_logits(network: Network, images: Tensor, weights: Weights | None = No
     return values[network.output]
 
 
-def _forward(network: Network, family: Family, images: Tensor, unit: float) -> dict[str, State]:
+def _forward(nodes: Iterable[Node], network: Network, family: Family, images: Inputs, unit: float) -> dict[str, State]:
     states: dict[str, State] = {}
-    for node in network:
-        if node.op == "input":
+    for node in nodes:
+        if node.op == "input" and isinstance(images, Start):
+            states[node.name] = images.states[node.name]
+        elif node.op == "input":
+            assert isinstance(images, Tensor)
             x = network.start(images)
             reach = torch.full_like(x, family.ball) if family.ball else None
             states[node.name] = State(x, None if reach is None else -reach, reach)
@@ -135,7 +193,7 @@ def _backward(
 def margin_bound(
     network: Network,
     family: Family,
-    images: Tensor,
+    images: Inputs,
     target: Tensor,
     arithmetic: str = "float64",
     batch: int = 64,
@@ -160,6 +218,8 @@ def margin_bound(
             f"{outside[0]} changes in this set but is no weight of {network.part}, so no bound is proved; "
             "leave it as it is in the base network, or use the measured, population and estimate tiers"
         )
+    if family.ball and isinstance(images, Start):
+        raise MpvizError("a ball of inputs needs the images themselves, not what a part of the network starts from")
     unit = ROUNDOFF[arithmetic]
     parts = []
     with torch.no_grad():
@@ -175,9 +235,9 @@ def margin_bound(
 
 
 def _bound_batch(
-    network: Network, family: Family, images: Tensor, target: Tensor, unit: float
+    network: Network, family: Family, images: Inputs, target: Tensor, unit: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    states = _forward(network, family, images, unit)
+    states = _forward(network, network, family, images, unit)
     logits = states[network.output].centre
     if logits.ndim != 2 or not bool(torch.isfinite(logits).all()):
         raise DataError("the network gives NaN or infinite logits, or none of shape (n, classes); nothing is proved")
@@ -210,7 +270,7 @@ def cover(
     network: Network,
     part: Callable[[float, float], Family],
     ends: tuple[float, float],
-    images: Tensor,
+    images: Inputs,
     target: Tensor,
     name: str,
     options: Options | None = None,
@@ -218,8 +278,9 @@ def cover(
     """Least margin over a set with one parameter, cut in two where one part does not prove it.
 
     part: (from, to) → a family that holds every member between the two. Each sample's range is halved until all its
-    parts are certified, until the network in the middle of one predicts something else, or until the parts are a
-    `pieces`-th of the whole. Proof: the parts cover the set, so the least of their bounds holds for all of it.
+    parts are certified, or until the network in the middle of one predicts something else, a bound is hopeless, or
+    the parts are a `pieces`-th of the whole. Proof: the parts cover the set, so the least of their bounds holds for
+    all of it.
     """
     options = options or Options()
     lower, centre = np.full((len(images), 1), np.inf), np.zeros(0)
@@ -236,7 +297,8 @@ def cover(
         if len(centre) == 0:
             lower, centre = np.full_like(bound.lower, np.inf), bound.centre
         changed = np.where(np.isinf(bound.lower) & (bound.lower > 0), np.inf, bound.centre).min(axis=1) <= 0
-        again = ~bound.certified & ~changed & (stop - start > smallest)
+        far = np.where(np.isfinite(bound.lower), bound.centre - bound.lower, 0.0).max(axis=1) > _HOPELESS
+        again = ~bound.certified & ~changed & ~far & (stop - start > smallest)
         lower[which[~again]] = np.minimum(lower[which[~again]], bound.lower[~again])
         rounding[which[~again]] = np.maximum(rounding[which[~again]], bound.rounding[~again])
         # a sample that is lost in one part is lost: its other parts need no work
@@ -253,7 +315,7 @@ def cover(
 
 
 def path_bound(
-    network: Network, pruned: Weights, images: Tensor, target: Tensor, options: Options | None = None
+    network: Network, pruned: Weights, images: Inputs, target: Tensor, options: Options | None = None
 ) -> MarginBound:
     """Least margin over every θ of the path S + θR from pruned to dense, all layers together."""
     return cover(
@@ -271,7 +333,7 @@ def slider_bound(
     network: Network,
     masks_at: Callable[[float], Masks],
     ends: tuple[float, float],
-    images: Tensor,
+    images: Inputs,
     target: Tensor,
     options: Options | None = None,
 ) -> MarginBound:

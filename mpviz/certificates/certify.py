@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.certificates.bounds import (
+    Inputs,
     MarginBound,
     Options,
+    Start,
     centre_logits,
     margin_bound,
     path_bound,
@@ -95,8 +97,12 @@ def tier_results(
     slider: Slider | None = None,
     radius: float = 0.01,
     options: Options | None = None,
+    prepared: tuple[Network, Start] | None = None,
 ) -> dict[str, TierResult]:
-    """What the tiers beyond the measured one say about a certificate's samples; arguments and errors of `certify`."""
+    """What the tiers beyond the measured one say about a certificate's samples; arguments and errors of `certify`.
+
+    prepared: of `bounds.prepare`, where several certificates share the fixed first part of a network.
+    """
     results: dict[str, TierResult] = {}
     proofs: _Proofs | None = None
     for tier in _checked(tiers, slider):
@@ -108,7 +114,7 @@ def tier_results(
                 low=found.low, high=found.high,
             )  # fmt: skip
         elif tier != "measured":
-            proofs = proofs or _Proofs(dense, pruned, images, options or Options())
+            proofs = proofs or _Proofs(dense, pruned, images, options or Options(), prepared)
             results[tier] = proofs.tier(tier, slider, radius)
     return results
 
@@ -128,10 +134,22 @@ def _checked(tiers: Sequence[str], slider: Slider | None) -> list[str]:
 class _Proofs:
     """The bound tiers of one pair of networks on one set of samples."""
 
-    def __init__(self, dense: nn.Module, pruned: nn.Module, images: Tensor, options: Options) -> None:
-        self._images, self._options = images, options
+    def __init__(
+        self,
+        dense: nn.Module,
+        pruned: nn.Module,
+        images: Inputs,
+        options: Options,
+        prepared: tuple[Network, Start] | None,
+    ) -> None:
+        self._options = options
         self._changed = changed_weights(dense, pruned)
-        self._network, self._why = _readable(dense, self._changed)
+        self._network: Network | None
+        if prepared is None:
+            self._network, self._why = _readable(dense, self._changed)
+        else:
+            (self._network, images), self._why = prepared, ""
+        self._images = images
         if self._network is not None:
             with torch.no_grad():
                 parts = [
@@ -169,14 +187,14 @@ class _Proofs:
                            np.minimum(both[0].centre, both[1].centre), spent)  # fmt: skip
 
 
-def _one(network: Network, family: Family, images: Tensor, target: Tensor, options: Options) -> MarginBound:
+def _one(network: Network, family: Family, images: Inputs, target: Tensor, options: Options) -> MarginBound:
     return margin_bound(
         network, family, images, target, options.arithmetic, options.batch, options.progress, options.cancelled
     )
 
 
 def _slider(
-    network: Network, name: str, slider: Slider, images: Tensor, target: Tensor, options: Options
+    network: Network, name: str, slider: Slider, images: Inputs, target: Tensor, options: Options
 ) -> MarginBound | str:
     denser, sparser = slider.masks_at(slider.start), slider.masks_at(slider.stop)
     outside = _moving(sparser) - set(network.weights)

@@ -18,7 +18,7 @@ from mpviz.rmt.signals import stable_rank
 
 Progress = Callable[[float, str], None]
 
-_CHANGES = ("sigma_plus", "variance", "n_spikes", "bulk_fraction", "mp_like", "verdict")
+_CHANGES = ("sigma_plus", "variance", "n_spikes", "bulk_fraction", "mp_like", "grade", "verdict")
 
 
 def compare(
@@ -34,11 +34,12 @@ def compare(
 
     base, other: networks, state dicts or safetensors files, as for `analyze`. k: how many leading singular directions
     are compared; None takes the spikes of the base layer, at least one. split: as for `analyze`.
-    Columns: role, rows, cols; sigma_plus, variance, n_spikes, bulk_fraction, mp_like and verdict, each ending in _base
-    and _other; edge_ratio = σ₊ of other / base; moved = ‖B − A‖_F / ‖A‖_F; update_stable_rank of B − A, small when the
-    change has few directions; sparsity_base and sparsity_other, shares of exact zeros; k, overlap_left and
-    overlap_right = ‖U_Aᵀ U_B‖_F² / k for the leading k left (output) and right (input) singular vectors, 1 when the
-    subspaces agree; chance_left and chance_right = k / rows and k / cols, what random subspaces give.
+    Columns: role, rows, cols; sigma_plus, variance, n_spikes, bulk_fraction, mp_like, grade ("good", "fair", "poor" or
+    "none", see BulkFit) and verdict, each ending in _base and _other; edge_ratio = σ₊ of other / base;
+    moved = ‖B − A‖_F / ‖A‖_F; update_stable_rank of B − A, small when the change has few directions; sparsity_base and
+    sparsity_other, shares of exact zeros; k, overlap_left and overlap_right = ‖U_Aᵀ U_B‖_F² / k for the leading k left
+    (output) and right (input) singular vectors, 1 when the subspaces agree; chance_left and chance_right = k / rows and
+    k / cols, what random subspaces give.
     `attrs["skipped"]` says which layers only one of the two has, or with another shape.
     Raises ModelError when no layer can be compared or a wanted one is missing, Cancelled when asked to stop.
     """

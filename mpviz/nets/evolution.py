@@ -43,7 +43,8 @@ class Evolution:
         """One row a checkpoint, indexed by its label.
 
         Columns: variance σ̂², bulk_scale = σ̂ / σ̂ of the first checkpoint, sigma_plus and spike_1 (the largest singular
-        value) on the scale of singular values, n_spikes, bulk_fraction, rigidity (p·KS), mp_like, verdict.
+        value) on the scale of singular values, n_spikes, bulk_fraction, rigidity (p·KS), mp_like, grade
+        ("good", "fair", "poor" or "none", see BulkFit), verdict.
         """
         rows = [self._row(values, fit) for values, fit in zip(self.eigenvalues, self.fits, strict=True)]
         table = pd.DataFrame(rows, index=pd.Index(self.labels, name="checkpoint"))
@@ -60,6 +61,7 @@ class Evolution:
             "bulk_fraction": fit.bulk_fraction,
             "rigidity": fit.rigidity,
             "mp_like": fit.mp_like,
+            "grade": fit.grade,
             "verdict": fit.verdict,
         }
 

@@ -140,7 +140,7 @@ def _fit_note(view: SpectrumView) -> str:
     if np.isfinite(view.p_value):
         words += f"; noise of this size exceeds it in {text.percent(view.p_value, 2)} of simulations"
     if not view.mp_like:
-        fair = "nearly MP-like, " if text.is_fair(view.verdict) else ""
+        fair = "nearly MP-like, " if view.grade == "fair" else ""
         words += f"; {fair}{text.escape(view.reason or text.elided(view.verdict, 40))}"
     return words
 

@@ -213,7 +213,7 @@ def _title(followed: Evolution, step: int, theme: str) -> str:
 
 
 def _note(followed: Evolution, fit: BulkFit) -> str:
-    words = text.fit_words(fit.mp_like, fit.rigidity)
+    words = text.fit_words(fit.mp_like, fit.rigidity, fair=fit.grade == "fair")
     return f"{text.escape(text.short_name(followed.layer))}, {words}; dotted: {text.escape(followed.labels[0])}"
 
 

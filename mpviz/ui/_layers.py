@@ -19,6 +19,7 @@ _MARK = 0.88
 _SHORTEST = 0.3  # of the tallest bar: the smallest layer's shares stay readable
 _FEWEST_COLUMNS = 6  # three layers should not become three walls
 _BOTTOM = 26  # px: tick labels and no axis title
+_FIT_SHAPE = {"good": "circle", "fair": "triangle-down", "poor": "triangle-up"}
 _LETTERS = 150  # tick letters that fit side by side in the narrowest page
 
 
@@ -101,10 +102,9 @@ def _heights(params: list[int]) -> list[float]:
 
 def _fit_marks(table: pd.DataFrame, base: list[float], colours: Palette) -> Json:
     symbols, tints = [], []
-    columns = (table[c].tolist() for c in ("mp_like", "verdict", "prunable", "bulk_fraction"))
-    for good, verdict, prunable, share in zip(*columns, strict=True):
-        bad = "triangle-down" if text.is_fair(str(verdict)) else "triangle-up"
-        shape = "x-thin" if not math.isfinite(share) else "circle" if good else bad
+    columns = (table[c].tolist() for c in ("grade", "prunable", "bulk_fraction"))
+    for grade, prunable, share in zip(*columns, strict=True):
+        shape = _FIT_SHAPE.get(grade, "x-thin") if math.isfinite(share) else "x-thin"
         symbols.append(shape if prunable and shape != "x-thin" else f"{shape}-open")
         tints.append(colours.ink if prunable else colours.axis)
     return {
@@ -138,7 +138,7 @@ def _targets(table: pd.DataFrame, names: list[str], base: list[float]) -> Json:
 
 def layer_words(table: pd.DataFrame) -> list[str]:
     """What a hover over a layer says; escaped."""
-    columns = ("role", "rows", "cols", "params", "sigma_plus", "bulk_fraction", "n_spikes", "fit_error", "mp_like",
+    columns = ("role", "rows", "cols", "params", "sigma_plus", "bulk_fraction", "n_spikes", "fit_error", "grade",
                "verdict", "prunable", "why")  # fmt: skip
     words = []
     for name, *values in zip(table.index, *(table[c].tolist() for c in columns), strict=True):
@@ -152,12 +152,9 @@ def layer_words(table: pd.DataFrame) -> list[str]:
             lines.append(
                 f"σ₊ {text.significant(row['sigma_plus'])}, {text.percent(row['bulk_fraction'])} bulk, {spikes}"
             )
-            bad = "fair" if text.is_fair(str(row["verdict"])) else "poor"
-            lines.append(
-                f"MP fit {'good' if row['mp_like'] else bad}, largest CDF gap {text.significant(row['fit_error'])}"
-            )
-        if not row["mp_like"]:
-            mark = "▼" if text.is_fair(str(row["verdict"])) else "⚠"
+            lines.append(f"MP fit {row['grade']}, largest CDF gap {text.significant(row['fit_error'])}")
+        if row["grade"] != "good":
+            mark = "▼" if row["grade"] == "fair" else "⚠"
             lines.append(f"{mark} {text.escape(row['verdict'])}")
         if not row["prunable"]:
             lines.append(f"not prunable: {text.escape(row['why'])}")

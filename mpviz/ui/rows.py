@@ -48,7 +48,7 @@ LAYER_COLUMNS = (
     Column(
         "fit",
         "fit, p·KS",
-        "p · sup |F_empirical − F|: ● below the limit of true noise, ▼ above it but near, ▲ above it, and why",
+        "p · sup |F_empirical − F|: ● good, below the limit of true noise; ▼ fair, near it; ▲ poor; and why",
         "badge",
     ),
     Column("alpha", "α", "Tail exponent of the larger half, for any spectrum. Hill (1975)"),
@@ -75,7 +75,6 @@ SPIKE_COLUMNS = (
 def layer_cells(table: pd.DataFrame) -> Cells:
     """What does not change while the network stays: one row a layer, as made by `analyze`."""
     names = [str(name) for name in table.index]
-    good = table["mp_like"].astype(bool).tolist()
     roles, shapes = table["role"].astype(str).tolist(), list(zip(table["rows"], table["cols"], strict=True))
     verdicts = table["verdict"].astype(str).tolist()
     return {
@@ -85,7 +84,7 @@ def layer_cells(table: pd.DataFrame) -> Cells:
         "sigma_plus": _numbers(table["sigma_plus"]),
         "bulk": _shares(table["bulk_fraction"]),
         "spikes": _counts(table["n_spikes"], table["bulk_fraction"]),
-        "fit": _badges(_column(table, "rigidity"), good, _reasons(table), verdicts),
+        "fit": _badges(_column(table, "rigidity"), table["grade"].astype(str).tolist(), _reasons(table), verdicts),
         "alpha": _numbers(table["alpha"]),
         "tail": _tails(table),
         "stable_rank": _numbers(table["stable_rank"]),
@@ -177,16 +176,14 @@ def _shares(values: Collection[float]) -> dict[str, list[Any]]:
 
 
 def _badges(
-    rigidity: Sequence[float], good: Sequence[bool], reasons: Sequence[str], verdicts: Sequence[str]
+    rigidity: Sequence[float], grades: Sequence[str], reasons: Sequence[str], verdicts: Sequence[str]
 ) -> dict[str, list[Any]]:
-    words, states = [], []
-    for value, fine, reason, verdict in zip(rigidity, good, reasons, verdicts, strict=True):
-        state = "good" if fine else "poor" if math.isfinite(value) else "none"
-        states.append("none" if text.is_fair(verdict) else state)  # without the page's mark and colour: it has its own
-        number = text.significant(value, 2) if state != "none" or not reason else ""
-        near = text.is_fair(verdict)
-        words.append(" ".join(filter(None, ("▼ fair" if near else "", number, "" if fine else reason))))
-    return {"text": words, "sort": [_sort(value) for value in rigidity], "state": states, "tip": list(verdicts)}
+    """The grade is the state, whose mark the page draws; the words are p·KS and, unless the fit is good, the reason."""
+    words = []
+    for value, grade, reason in zip(rigidity, grades, reasons, strict=True):
+        number = text.significant(value, 2) if grade != "none" or not reason else ""
+        words.append(" ".join(filter(None, (number, "" if grade == "good" else reason))))
+    return {"text": words, "sort": [_sort(value) for value in rigidity], "state": list(grades), "tip": list(verdicts)}
 
 
 def _tails(table: pd.DataFrame) -> dict[str, list[Any]]:

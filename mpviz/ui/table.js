@@ -2,7 +2,7 @@
 // The kernel or server sends columns once, cells when the network changes and `live`, the few columns that follow a
 // slider; the page answers with `said`: a row that was picked, a button that was pressed, a file that is wanted.
 
-const MARKS = { good: "● ", poor: "▲ ", none: "" };
+const MARKS = { good: "● ", fair: "▼ ", poor: "▲ ", none: "" };
 const FIRST = { number: "descending", bar: "descending", badge: "descending", lock: "descending" };
 
 const make = (tag, name, words) => {

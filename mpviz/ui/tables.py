@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EMPTY_COMPARISON = "Prune to see the network before and after."
+_FIT = {"good": "● good", "fair": "▼ fair", "poor": "▲ poor"}
 
 
 def chip(tier: str, theme: str = "light") -> str:
@@ -113,11 +114,12 @@ def layers_table(
     names = [str(name) for name in table.index]
     removed = _removed(budgets, colours)
     edges, alphas = (text.aligned(table[column].tolist()) for column in ("sigma_plus", "alpha"))
-    columns = (table[c].tolist() for c in ("role", "rows", "cols", "bulk_fraction", "n_spikes", "mp_like", "prunable"))
+    columns = (table[c].tolist() for c in ("role", "rows", "cols", "bulk_fraction", "n_spikes", "grade", "prunable"))
     rows = []
-    for name, edge, alpha, role, n, m, bulk, spikes, good, prunable in zip(names, edges, alphas, *columns, strict=True):
+    for name, edge, alpha, role, n, m, bulk, spikes, grade, prunable in zip(
+        names, edges, alphas, *columns, strict=True
+    ):
         known = math.isfinite(bulk)
-        fit = text.NONE if not known else "● good" if good else "▲ poor"
         rows.append(
             [
                 f'<span title="{text.escape(name)}">{text.escape(text.short_name(name))}</span>',
@@ -127,7 +129,7 @@ def layers_table(
                 bar(bulk, colours.bulk, colours),
                 text.count(spikes) if known else text.NONE,
                 alpha,
-                fit,
+                _FIT.get(grade, text.NONE),
                 removed.get(name, text.NONE) if prunable else "not prunable",
             ]
         )

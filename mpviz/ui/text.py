@@ -177,11 +177,6 @@ def key(mark: str, text: str, colour: Colour) -> str:
     return _word(mark, colour.line) + " " + _word(text, colour.text)
 
 
-def is_fair(verdict: str) -> bool:
-    """Whether a verdict is that of a fit which is not good, yet close to the law."""
-    return verdict.startswith("nearly MP-like")
-
-
 def fit_words(mp_like: bool, rigidity: float, reason: str = "", fair: bool = False) -> str:
     """How good the fit is, in words; escaped. What is not good is said aloud, with the reason where it is known.
 
@@ -202,12 +197,14 @@ def spectrum_title(view: SpectrumView, theme: str = "light") -> str:
     """“blocks.3.mlp.fc1 — ■ 94 % bulk, ◆ 31 spikes, MP fit good (p·KS 2.4)”."""
     colours = palette(theme)
     name = f"<b>{escape(short_name(view.layer))}</b>"
-    fit = fit_words(view.mp_like, view.rigidity, view.reason, is_fair(view.verdict))
+    fair = view.grade == "fair"
+    fit = fit_words(view.mp_like, view.rigidity, view.reason, fair)
     if not view.fitted:
         return f"{name} — {fit}"
     bulk = key("■", f"{percent(view.bulk_fraction, 2)} bulk", colours.bulk)
     spikes = key("◆", plural(view.n_spikes, "spike"), colours.spike)
-    return f"{name} — {bulk}, {spikes}, {fit if view.mp_like else _word(fit, colours.threshold.text)}"
+    bad = colours.neutral if fair else colours.threshold
+    return f"{name} — {bulk}, {spikes}, {fit if view.mp_like else _word(fit, bad.text)}"
 
 
 def spectrum_note(view: SpectrumView, nonzero: int) -> str:
@@ -229,7 +226,7 @@ def _why(poor: pd.DataFrame) -> str:
 
 
 def strip_title(table: pd.DataFrame, theme: str = "light") -> str:
-    """“26 layers — ■ 91 % bulk, ◆ 312 spikes learned, MP fit poor in 3”."""
+    """“26 layers — ■ 91 % bulk, ◆ 312 spikes, ⚠ MP fit poor in 3: heavy tail, ▼ fair in 2”."""
     colours = palette(theme)
     sizes = table[["rows", "cols"]].min(axis=1)
     known = table["bulk_fraction"].notna() & table["n_spikes"].notna()
@@ -237,8 +234,7 @@ def strip_title(table: pd.DataFrame, theme: str = "light") -> str:
     if not known.any():
         return f"{head} — none has a Marchenko–Pastur fit"
     share = float((table["bulk_fraction"] * sizes)[known].sum() / sizes[known].sum())
-    nearly = table["verdict"].astype(str).map(is_fair)
-    poor, fair = table[known & ~table["mp_like"].astype(bool) & ~nearly], table[known & nearly]
+    poor, fair = (table[known & (table["grade"] == grade)] for grade in ("poor", "fair"))
     parts = [f"⚠ MP fit poor in {count(len(poor))}{_why(poor)}"] if len(poor) else []
     if len(fair):
         parts.append(

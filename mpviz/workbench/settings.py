@@ -34,6 +34,7 @@ class Settings(param.Parameterized):
     spectrum = param.Parameter(None, doc="SpectrumView of the layer in view")
     curve = param.Parameter(EMPTY_CURVE, doc="CurveView: coverage over sparsity")
     comparison = param.DataFrame(None, doc="before and after the last finished pruning")
+    proofs = param.Parameter(None, doc="CertificateView of the last finished certify()")
     job = param.Parameter(JobStatus(), doc="JobStatus")
     error = param.String("", doc="what went wrong, as a sentence; empty when all is well")
     info = param.Dict({}, doc="device, versions, dense accuracy")

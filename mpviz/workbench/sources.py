@@ -103,6 +103,7 @@ def spectrum_view(layer: LayerSpectrum) -> SpectrumView:
         bulk_fraction=fit.bulk_fraction,
         rigidity=fit.rigidity,
         mp_like=fit.mp_like,
+        grade=fit.grade,
         verdict=fit.verdict,
         spikes=spikes,
         law_cdf=None if fit.law is None else fit.law.cdf_nonzero,

@@ -35,8 +35,9 @@ class SpectrumView:
     (left, right) pair). Numbers that the fit could not give are NaN, and `verdict` says why.
     law_cdf, law_ppf: distribution function and quantiles of the fitted law over x > 0; None without a fit.
     rigidity_limit: what 99 of 100 noise layers of this size stay below; p_value: how often it is larger there. reason:
-    the verdict as one of a few words. sigma_plus_interval: 95 % interval of σ₊. shuffled: eigenvalues of the same
-    entries in random order. tail: the power law fitted to the largest eigenvalues.
+    the verdict as one of a few words. grade: "good" where mp_like, "fair" close to it, "poor", or "none" without a fit.
+    sigma_plus_interval: 95 % interval of σ₊. shuffled: eigenvalues of the same entries in random order. tail: the power
+    law fitted to the largest eigenvalues.
     """
 
     layer: str
@@ -51,6 +52,7 @@ class SpectrumView:
     bulk_fraction: float
     rigidity: float
     mp_like: bool
+    grade: str
     verdict: str
     spikes: Sequence[Mapping[str, Any]] = ()
     law_cdf: Callable[[np.ndarray], np.ndarray] | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +11,24 @@ from torch.func import functional_call
 
 from mpviz.certificates.families import Family
 
+Weights = Mapping[str, Tensor]
+Evaluate = Callable[[Weights, Tensor], Tensor]
+
 
 def double(model: nn.Module) -> nn.Module:
     """A copy in double precision."""
-    import copy
-
     return copy.deepcopy(model).double().eval()
 
 
-def logits(model64: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
-    """Logits Float64["n classes"] with some weights replaced."""
+def evaluator(model64: nn.Module) -> Evaluate:
+    """Logits Float64["n classes"] of a model with some weights replaced, by torch's own means."""
+    return lambda weights, images: functional_call(model64, dict(weights), (images.double(),))
+
+
+def logits(model64: nn.Module, weights: Weights, images: Tensor) -> Tensor:
+    """The same, without gradients."""
     with torch.no_grad():
-        return functional_call(model64, dict(weights), (images.double(),))
+        return evaluator(model64)(weights, images)
 
 
 def random_member(family: Family, generator: torch.Generator, corners: bool) -> dict[str, Tensor]:
@@ -37,13 +44,13 @@ def random_member(family: Family, generator: torch.Generator, corners: bool) -> 
 
 
 def worst_members(
-    model64: nn.Module, family: Family, images: Tensor, target: Tensor, rival: Tensor, steps: int = 4
+    evaluate: Evaluate, family: Family, images: Tensor, target: Tensor, rival: Tensor, steps: int = 4
 ) -> Iterator[dict[str, Tensor]]:
     """Members that lower the sum over `images` of z_target − z_rival: signs of its gradient, step after step."""
     names = list(family.radius)
     at = {name: family.centre[name].clone().requires_grad_(True) for name in names}
     for _ in range(steps):
-        z = functional_call(model64, at, (images.double(),))
+        z = evaluate(at, images)
         gap = (z.gather(1, target[:, None]) - z.gather(1, rival[:, None])).sum()
         slopes = torch.autograd.grad(gap, list(at.values()))
         member = {

@@ -59,7 +59,7 @@ def count_broken(network: Network, family: families.Family, x: Tensor, target: T
     for i in range(len(x)):
         for rival in range(lower.shape[1]):
             one = slice(i, i + 1)
-            for member in attacks.worst_members(model64, family, x[one], target[one], torch.tensor([rival]), 3):
+            for member in attacks.worst_members(attacks.evaluator(model64), family, x[one], target[one], torch.tensor([rival]), 3):
                 z = attacks.logits(model64, member, x[one])
                 bad += attacks.broken(z, target[one], lower[one])[0]
     return bad

@@ -62,7 +62,7 @@ def test_no_member_breaks_the_bound(seed: int, sparsity: float, path: bool) -> N
     members = [attacks.random_member(family, generator, corners) for corners in (True, False) * 3]
     if not path:
         for rival in (0, 5):
-            members += attacks.worst_members(model64, family, x, target, torch.full_like(target, rival), 3)
+            members += attacks.worst_members(attacks.evaluator(model64), family, x, target, torch.full_like(target, rival), 3)
     for member in members:
         assert attacks.broken(attacks.logits(model64, member, x), target, lower)[0] == 0
 

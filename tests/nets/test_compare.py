@@ -111,6 +111,7 @@ def test_a_layer_with_nan_keeps_its_row() -> None:
         broken[2].weight[0, 0] = float("nan")
     table = compare(network(), broken)
     assert np.isnan(table.loc["2.weight", "overlap_left"]) and "NaN" in table.loc["2.weight", "verdict_other"]
+    assert table.loc["2.weight", "grade_other"] == "none" != table.loc["2.weight", "grade_base"]
     assert table.loc["0.weight", "overlap_left"] == pytest.approx(1.0)
 
 

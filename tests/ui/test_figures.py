@@ -62,7 +62,7 @@ def make_view(rows=256, cols=128, k=6, strongest=3.0, seed=0, conditional=False,
         "layer": "blocks.3.mlp.fc1.weight", "role": "mlp", "shape": (rows, cols), "eigenvalues": eigenvalues,
         "law_pdf": pdf, "edges": edges, "threshold": threshold, "sigma_plus": math.sqrt(rows * edges[1]),
         "n_spikes": len(above), "bulk_fraction": 1 - len(above) / len(eigenvalues), "rigidity": 2.4, "mp_like": True,
-        "verdict": "MP-like",
+        "grade": "good", "verdict": "MP-like",
         "spikes": [
             {"rank": i + 1, "eigenvalue": float(x), "strength": 1.0, "overlap": (0.9, 0.8)} for i, x in enumerate(above)
         ],
@@ -74,7 +74,7 @@ def no_fit(**changes):
     nan = math.nan
     return make_view(
         edges=(nan, nan), threshold=nan, sigma_plus=nan, n_spikes=0, bulk_fraction=nan, rigidity=nan, mp_like=False,
-        verdict="too few eigenvalues", spikes=[], law_pdf=None, **changes,
+        grade="none", verdict="too few eigenvalues", spikes=[], law_pdf=None, **changes,
     )  # fmt: skip
 
 
@@ -95,7 +95,8 @@ def make_table(n_blocks=6, first="stem.weight"):
             "role": role, "kind": "Linear", "rows": n, "cols": m, "aspect": m / n, "params": n * m,
             "prunable": prunable, "why": "" if prunable else "left out", "variance": 0.1, "lambda_minus": 0.1,
             "lambda_plus": 0.9, "threshold": 1.0, "sigma_plus": 1.5 if fitted else math.nan, "fit_error": 0.01,
-            "mp_like": fitted and spikes < 15, "verdict": "MP-like", "alpha": 3.0, "stable_rank": 5.0,
+            "mp_like": fitted and spikes < 15, "grade": ("good" if spikes < 15 else "poor") if fitted else "none",
+            "verdict": "MP-like", "alpha": 3.0, "stable_rank": 5.0,
             "bulk_fraction": 1 - spikes / min(n, m) if fitted else math.nan, "n_spikes": spikes,
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -225,12 +226,12 @@ def test_unknown_theme_and_scale_are_refused():
 
 def test_hostile_names_are_escaped_wherever_they_are_shown():
     table = make_table(1, first=HOSTILE)
-    table["verdict"] = HOSTILE
+    table["verdict"], table["grade"] = HOSTILE, "poor"
     table.loc[HOSTILE, ["role", "prunable"]] = ["mlp", True]
     made = [
         figures.strip(table, HOSTILE),
         figures.budgets(make_budgets(table), HOSTILE),
-        figures.spectrum(make_view(layer=HOSTILE, role=HOSTILE, mp_like=False, verdict=HOSTILE)),
+        figures.spectrum(make_view(layer=HOSTILE, role=HOSTILE, mp_like=False, grade="poor", verdict=HOSTILE)),
         figures.coverage(make_curve(split=HOSTILE, tier=HOSTILE)),
     ]
     for figure in made:
@@ -437,7 +438,7 @@ def test_the_fit_marks_say_good_poor_and_not_prunable_by_shape():
         shape = "x-thin" if math.isnan(share) else "circle" if good else "triangle-up"
         assert symbol == (shape if prunable and shape != "x-thin" else shape + "-open")
     assert marks["opacity"] == 1
-    fair = table.assign(mp_like=False, verdict="nearly MP-like: <i> (p*KS 3.6)")
+    fair = table.assign(mp_like=False, grade="fair", verdict="nearly MP-like: <i> (p*KS 3.6)")
     symbols = trace(figures.strip(fair), "fit")["marker"]["symbol"]
     assert {symbol.removesuffix("-open") for symbol in symbols} == {"x-thin", "triangle-down"}
     words = trace(figures.strip(fair), "layers")["hovertext"]

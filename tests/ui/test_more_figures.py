@@ -36,7 +36,7 @@ def view(spikes: tuple[float, ...] = (6.0, 4.0), **changes: object) -> SpectrumV
     made = SpectrumView(
         layer="<b>a</b>.weight", role="mlp", shape=SHAPE, eigenvalues=eigenvalues, law_pdf=fit.law.pdf, edges=fit.edges,
         threshold=fit.threshold, sigma_plus=fit.sigma_plus, n_spikes=fit.n_spikes, bulk_fraction=fit.bulk_fraction,
-        rigidity=fit.rigidity, mp_like=fit.mp_like, verdict=fit.verdict,
+        rigidity=fit.rigidity, mp_like=fit.mp_like, grade=fit.grade, verdict=fit.verdict,
         spikes=[{"rank": i + 1, "eigenvalue": x, "strength": 1.0, "overlap": (0.9, 0.9)}
                 for i, x in enumerate(eigenvalues[: -fit.n_spikes - 1 : -1].tolist())],
         law_cdf=fit.law.cdf_nonzero, law_ppf=fit.law.ppf_nonzero, p_value=0.4, reason="MP-like",
@@ -46,7 +46,9 @@ def view(spikes: tuple[float, ...] = (6.0, 4.0), **changes: object) -> SpectrumV
 
 def unfitted() -> SpectrumView:
     nan = float("nan")
-    return view(edges=(nan, nan), threshold=nan, law_cdf=None, law_ppf=None, spikes=(), n_spikes=0, mp_like=False)
+    return view(
+        edges=(nan, nan), threshold=nan, law_cdf=None, law_ppf=None, spikes=(), n_spikes=0, mp_like=False, grade="none"
+    )
 
 
 def traces(figure: dict) -> dict[str, dict]:
@@ -162,6 +164,14 @@ def test_the_table_of_an_evolution(shrinking: Evolution) -> None:
     assert list(table.index) == list(shrinking.labels)
     np.testing.assert_allclose(table["bulk_scale"], [1.0, 0.5, 0.25], rtol=0.01)
     assert (table["n_spikes"] == 1).all()
+    assert list(table["grade"]) == [fit.grade for fit in shrinking.fits]
+
+
+def test_a_checkpoint_whose_fit_is_fair_says_so(shrinking: Evolution) -> None:
+    fair = replace(shrinking.fits[1], mp_like=False, grade="fair")
+    mixed = replace(shrinking, fits=(shrinking.fits[0], fair, replace(fair, grade="poor")))
+    titles = [figures.evolution(mixed, i)["layout"]["title"]["text"] for i in range(3)]
+    assert "MP fit good" in titles[0] and "▼ MP fit fair" in titles[1] and "⚠ MP fit poor" in titles[2]
 
 
 def test_frames_for_a_page_of_its_own(shrinking: Evolution) -> None:

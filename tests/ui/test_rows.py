@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from mpviz.rmt.checks import GRADES
 from mpviz.ui import layer_figure, rows
+from mpviz.ui.css import read_shared
 from mpviz.ui.text import NONE
+from mpviz.ui.theme import THEMES
 from mpviz.workbench.state import Workbench
 
 
@@ -36,7 +40,7 @@ def test_a_layer_without_a_fit_sorts_last_and_says_why(wb: Workbench) -> None:
     numbers = ["sigma_plus", "bulk_fraction", "n_spikes", "rigidity", "alpha", "tail_alpha", "stable_rank"]
     table[numbers] = table[numbers].astype(float)
     table.loc[broken, numbers] = float("nan")
-    table.loc[broken, ["mp_like", "verdict", "reason"]] = [False, "NaN in 3 entries; check it", "no spectrum"]
+    table.loc[broken, ["grade", "verdict", "reason"]] = ["none", "NaN in 3 entries; check it", "no spectrum"]
     cells = rows.layer_cells(table)
     for name in ("sigma_plus", "bulk", "spikes", "fit", "alpha", "stable_rank"):
         assert cells[name]["sort"][1] is None
@@ -48,7 +52,7 @@ def test_a_layer_without_a_fit_sorts_last_and_says_why(wb: Workbench) -> None:
 
 def test_a_bad_fit_has_its_reason_in_words(wb: Workbench) -> None:
     table = wb.table.copy()
-    table["mp_like"], table["reason"], table["rigidity"] = [True, False, False], ["MP-like", "heavy tail", "x"], 12.3
+    table["grade"], table["reason"], table["rigidity"] = ["good", "poor", "poor"], ["MP-like", "heavy tail", "x"], 12.3
     fit = rows.layer_cells(table)["fit"]
     assert fit["text"] == ["12", "12 heavy tail", "12 x"] and fit["state"] == ["good", "poor", "poor"]
     table["no_tail"], table["tail_alpha"] = [True, False, False], [9.0, 2.5, 3.25]
@@ -95,8 +99,18 @@ def test_every_view_says_formula_and_source_and_has_a_figure(wb: Workbench) -> N
 
 def test_a_fair_fit_is_neither_good_nor_poor(wb: Workbench) -> None:
     table = wb.table.copy()
-    table["mp_like"], table["reason"], table["rigidity"] = [True, False, False], ["MP-like", "x", "x"], [2.0, 3.6, 12.3]
-    table["verdict"] = ["MP-like", "nearly MP-like: x (p*KS 3.6)", "not MP-like: x (p*KS 12.3)"]
+    table["grade"], table["reason"] = ["good", "fair", "poor"], ["MP-like", "x", "x"]
+    table["rigidity"] = [2.0, 3.6, 12.3]
     fit = rows.layer_cells(table)["fit"]
-    assert fit["text"] == ["2.0", "▼ fair 3.6 x", "12 x"]
-    assert fit["state"] == ["good", "none", "poor"] and fit["sort"] == [2.0, 3.6, 12.3]
+    assert fit["text"] == ["2.0", "3.6 x", "12 x"]
+    assert fit["state"] == ["good", "fair", "poor"] and fit["sort"] == [2.0, 3.6, 12.3]
+
+
+def test_each_grade_has_a_mark_and_a_colour_of_its_own() -> None:
+    marks = re.search(r"const MARKS = \{(.*)\};", read_shared("table.js"))
+    assert marks is not None
+    assert dict(re.findall(r'(\w+): "(.?) ?"', marks[1])) == {"good": "●", "fair": "▼", "poor": "▲", "none": ""}
+    colours = dict(re.findall(r'\[data-state="(\w+)"\] \{ color: var\(--(\w+)-text\)', read_shared("table.css")))
+    assert set(colours) == set(GRADES) - {"none"}  # without a fit: plain ink
+    for name, palette in THEMES.items():
+        assert len({getattr(palette, colour).text for colour in colours.values()} | {palette.ink}) == 4, name

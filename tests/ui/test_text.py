@@ -88,7 +88,7 @@ def view(**changes) -> SpectrumView:
     kept = {
         "layer": "blocks.3.mlp.fc1.weight", "role": "mlp", "shape": (512, 512), "eigenvalues": np.ones(512),
         "law_pdf": np.zeros_like, "edges": (0.1, 0.9), "threshold": 1.0, "sigma_plus": 2.0, "n_spikes": 31,
-        "bulk_fraction": 0.94, "rigidity": 2.4, "mp_like": True, "verdict": "MP-like",
+        "bulk_fraction": 0.94, "rigidity": 2.4, "mp_like": True, "grade": "good", "verdict": "MP-like",
     }  # fmt: skip
     return SpectrumView(**(kept | changes))
 
@@ -103,10 +103,11 @@ def plain(rich: str) -> str:
 
 def test_the_spectrum_title_states_the_finding():
     assert plain(text.spectrum_title(view())) == "blocks.3.mlp.fc1 — ■ 94 % bulk, ◆ 31 spikes, MP fit good (p·KS 2.4)"
-    poor = plain(text.spectrum_title(view(mp_like=False, rigidity=9.1, n_spikes=1)))
+    poor = plain(text.spectrum_title(view(mp_like=False, grade="poor", rigidity=9.1, n_spikes=1)))
     assert "1 spike," in poor and "⚠ MP fit poor (p·KS 9.1)" in poor
     nan = math.nan
-    none = view(edges=(nan, nan), threshold=nan, rigidity=nan, mp_like=False, bulk_fraction=nan, verdict="only 3 <b>")
+    none = view(edges=(nan, nan), threshold=nan, rigidity=nan, mp_like=False, grade="none", bulk_fraction=nan,
+                verdict="only 3 <b>")  # fmt: skip
     assert plain(text.spectrum_title(none)) == "blocks.3.mlp.fc1 — ⚠ no MP fit"
     assert text.spectrum_note(none, 3).endswith("only 3 &lt;b&gt;")
     assert "(12 zero, not drawn)" in text.spectrum_note(view(), 500)
@@ -114,14 +115,13 @@ def test_the_spectrum_title_states_the_finding():
 
 def test_a_fair_fit_is_said_to_be_fair_wherever_fits_are_named():
     reason = "column scales differ"
-    verdict = "nearly MP-like: column scales differ by 9 % (p*KS 3.6, limit 3.1, p ≤ 0.001)"
-    title = plain(
-        text.spectrum_title(view(mp_like=False, rigidity=3.6, reason="column scales differ", verdict=verdict))
-    )
-    assert title.endswith("▼ MP fit fair: column scales differ (p·KS 3.6)")
+    fair = view(mp_like=False, grade="fair", rigidity=3.6, reason=reason)
+    assert plain(text.spectrum_title(fair)).endswith("▼ MP fit fair: column scales differ (p·KS 3.6)")
+    colours = theme.palette("light")
+    assert colours.neutral.text in text.spectrum_title(fair) and colours.threshold.text not in text.spectrum_title(fair)
     table = pd.DataFrame(
-        {"rows": 128, "cols": 128, "bulk_fraction": 0.9, "n_spikes": 9, "mp_like": [True, False, False],
-         "reason": ["MP-like", reason, "heavy tail"], "verdict": ["MP-like", verdict, "not MP-like: x"]},
+        {"rows": 128, "cols": 128, "bulk_fraction": 0.9, "n_spikes": 9, "grade": ["good", "fair", "poor"],
+         "reason": ["MP-like", reason, "heavy tail"]},
     )  # fmt: skip
     assert plain(text.strip_title(table)).endswith("⚠ MP fit poor in 1: heavy tail, ▼ fair in 1")
     assert plain(text.strip_title(table[:2])).endswith("▼ MP fit fair in 1: column scales differ")
@@ -156,13 +156,14 @@ def test_the_layers_table_shows_locks_bars_and_the_selection():
     table = pd.DataFrame(
         {"role": ["mlp", "mlp", "head"], "rows": 4, "cols": 4, "sigma_plus": [1.0, 22.5, np.nan],
          "alpha": [2.0, 3.0, np.nan], "bulk_fraction": [0.9, 1.0, np.nan], "n_spikes": [1, 0, 0],
-         "mp_like": [True, False, False], "prunable": [True, True, False]},
+         "grade": ["fair", "poor", "none"], "prunable": [True, True, False]},
         index=names,
     )  # fmt: skip
     budgets = pd.DataFrame({"sparsity": [0.3, 0.0], "locked": [False, True]}, index=names[:2])
     html = tables.layers_table(table, budgets, HOSTILE)
     assert "<script" not in html and html.count("outline:2px") == 1
-    assert "locked" in html and "not prunable" in html and "30.0%" in html and "▲ poor" in html
+    assert "locked" in html and "not prunable" in html and "30.0%" in html
+    assert html.count("▼ fair") == html.count("▲ poor") == 1 and "● good" not in html
     assert "locked" not in tables.layers_table(table)
 
 
