@@ -10,9 +10,8 @@ parts of each row are bounded each from its own side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,9 @@ from torch import Tensor
 from mpviz.certificates import rules
 from mpviz.certificates.boxes import ROUNDOFF, State, affine
 from mpviz.certificates.families import Family, Masks, Weights, bracket, path
+from mpviz.certificates.walk import Inputs, Start, forward
 from mpviz.errors import Cancelled, DataError, ModelError, MpvizError
-from mpviz.nets.graph import Network, Node
+from mpviz.nets.graph import Network
 
 ARITHMETIC = tuple(ROUNDOFF)
 _HOPELESS = 1e4  # a bound that gives this many logits away is not mended by halving its set
@@ -56,92 +56,6 @@ class MarginBound:
     def coverage(self) -> float:
         """Share of samples that are certified."""
         return float(self.certified.mean())
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What a network whose first part is fixed starts from: a state for each of its input nodes, "n …" each.
-
-    Made by `prepare`; it stands where images stand.
-    """
-
-    states: Mapping[str, State]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.states.values())).centre)
-
-    def __getitem__(self, which: Any) -> Start:
-        def part(state: State) -> State:
-            ends = (None if end is None else end[which] for end in (state.low, state.high))
-            return State(state.centre[which], *ends)
-
-        return Start({name: part(state) for name, state in self.states.items()})
-
-
-Inputs = Tensor | Start
-
-
-def prepare(
-    network: Network, layers: Iterable[str], images: Tensor, arithmetic: str = "float64", batch: int = 64
-) -> tuple[Network, Start]:
-    """The part of a network from the first of some weight layers on, and what it starts from.
-
-    What comes before is evaluated once; its rounding stays inside the boxes. Bounds of sets that change these layers
-    alone are the same as those of the whole network, at the cost of the part.
-    """
-    layers = set(layers)
-    moving: set[str] = set()
-    for node in network:
-        if node.weight in layers or moving & set(node.inputs):
-            moving.add(node.name)
-    cut = {name for node in network if node.name in moving for name in node.inputs if name not in moving}
-    parts: list[dict[str, State]] = []
-    before = [node for node in network if node.name not in moving]
-    with torch.no_grad():
-        for start in range(0, len(images), batch):
-            states = _forward(before, network, Family("as it is"), images[start : start + batch], ROUNDOFF[arithmetic])
-            parts.append({name: states[name] for name in cut})
-
-    def joined(name: str) -> State:
-        ends = [[getattr(part[name], end) for part in parts] for end in ("centre", "low", "high")]
-        return State(*(None if column[0] is None else torch.cat(column) for column in ends))
-
-    nodes = [Node(node.name, "input", ()) for node in network if node.name in cut]
-    nodes += [node for node in network if node.name in moving]
-    return Network(network.model, tuple(nodes), network.part), Start({name: joined(name) for name in cut})
-
-
-def centre_logits(network: Network, images: Inputs, weights: Weights | None = None) -> Tensor:
-    """Float64["n classes"] in double precision, with some weights replaced."""
-    family = Family("one network", weights or {})
-    values: dict[str, Tensor] = {}
-    for node in network:
-        if node.op == "input":
-            values[node.name] = images.states[node.name].centre if isinstance(images, Start) else network.start(images)
-        elif node.weight:
-            x = values[node.inputs[0]]
-            values[node.name] = affine(network, node, x, family, 0.0).value(x)
-        else:
-            values[node.name] = rules.value(network, node, [values[name] for name in node.inputs])
-    return values[network.output]
-
-
-def _forward(nodes: Iterable[Node], network: Network, family: Family, images: Inputs, unit: float) -> dict[str, State]:
-    states: dict[str, State] = {}
-    for node in nodes:
-        if node.op == "input" and isinstance(images, Start):
-            states[node.name] = images.states[node.name]
-        elif node.op == "input":
-            assert isinstance(images, Tensor)
-            x = network.start(images)
-            reach = torch.full_like(x, family.ball) if family.ball else None
-            states[node.name] = State(x, None if reach is None else -reach, reach)
-        elif node.weight:
-            x_state = states[node.inputs[0]]
-            states[node.name] = affine(network, node, x_state.centre, family, unit).forward(x_state)
-        else:
-            states[node.name] = rules.forward(network, node, [states[name] for name in node.inputs], unit)
-    return states
 
 
 def _rows(logits: Tensor, target: Tensor) -> Tensor:
@@ -237,7 +151,7 @@ def margin_bound(
 def _bound_batch(
     network: Network, family: Family, images: Inputs, target: Tensor, unit: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    states = _forward(network, network, family, images, unit)
+    states = forward(network, network, family, images, unit)
     logits = states[network.output].centre
     if logits.ndim != 2 or not bool(torch.isfinite(logits).all()):
         raise DataError("the network gives NaN or infinite logits, or none of shape (n, classes); nothing is proved")

@@ -9,19 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpviz.certificates.bounds import (
-    Inputs,
-    MarginBound,
-    Options,
-    Start,
-    centre_logits,
-    margin_bound,
-    path_bound,
-    slider_bound,
-)
+from mpviz.certificates.bounds import MarginBound, Options, margin_bound, path_bound, slider_bound
 from mpviz.certificates.families import Family, Masks, ball, bracket, sub_masks
 from mpviz.certificates.margins import Certificate, TierResult, compare_logits
 from mpviz.certificates.population import check_delta, check_held_out, population_share
+from mpviz.certificates.walk import Inputs, Start, centre_logits
 from mpviz.errors import ModelError, MpvizError, nearest
 from mpviz.nets.data import Split
 from mpviz.nets.forward import logits
@@ -101,7 +93,7 @@ def tier_results(
 ) -> dict[str, TierResult]:
     """What the tiers beyond the measured one say about a certificate's samples; arguments and errors of `certify`.
 
-    prepared: of `bounds.prepare`, where several certificates share the fixed first part of a network.
+    prepared: of `walk.prepare`, where several certificates share the fixed first part of a network.
     """
     results: dict[str, TierResult] = {}
     proofs: _Proofs | None = None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mpviz.certificates.bounds import Options, centre_logits, path_bound, prepare
+from mpviz.certificates.bounds import Options, path_bound
 from mpviz.certificates.families import Masks
+from mpviz.certificates.walk import centre_logits, prepare
 from mpviz.errors import ModelError
 from mpviz.nets.forward import masked_parameters
 from mpviz.nets.graph import Network, trace

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.certificates.attribution import attribute
-from mpviz.certificates.bounds import Options, Start, prepare
+from mpviz.certificates.bounds import Options
 from mpviz.certificates.certify import Slider, tier_results
 from mpviz.certificates.margins import Certificate, TierResult, compare_logits
 from mpviz.certificates.population import population_share
 from mpviz.certificates.scope import Scope, find_scope
+from mpviz.certificates.walk import Start, prepare
 from mpviz.errors import DataError
 from mpviz.nets.data import Split
 from mpviz.nets.forward import logits, pruned_copy

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import mpviz as mp
 from mpviz.certificates import families
-from mpviz.certificates.bounds import Inputs, Options, centre_logits, margin_bound, path_bound, prepare, slider_bound
 from mpviz.certificates.bounds import MarginBound as Bound
+from mpviz.certificates.bounds import Options, margin_bound, path_bound, slider_bound
+from mpviz.certificates.walk import Inputs, centre_logits, prepare
 from mpviz.nets.forward import masked_parameters
 from mpviz.nets.graph import Network, trace
 from mpviz.nets.last_block import last_block

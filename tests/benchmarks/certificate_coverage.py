@@ -19,7 +19,8 @@ import torch
 from certificate_cases import WIDTH, Case, cases, samples
 
 from mpviz.certificates import families
-from mpviz.certificates.bounds import centre_logits, margin_bound
+from mpviz.certificates.bounds import margin_bound
+from mpviz.certificates.walk import centre_logits
 from mpviz.nets.forward import masked_parameters
 
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -20,7 +20,8 @@ from certificate_cases import Case, cases, samples
 from torch import Tensor
 
 from mpviz.certificates import families
-from mpviz.certificates.bounds import MarginBound, centre_logits, margin_bound
+from mpviz.certificates.bounds import MarginBound, margin_bound
+from mpviz.certificates.walk import centre_logits
 
 SETS = ("bracket", "sub-masks", "path", "ball")
 SPARSITIES = (0.1, 0.3, 0.5, 0.7)

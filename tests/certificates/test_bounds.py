@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import attacks
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mpviz.certificates import bounds, boxes, families, rules
+from mpviz.certificates import bounds, boxes, families, rules, walk
+from mpviz.certificates.scope import find_scope
 from mpviz.errors import BudgetError, Cancelled, DataError, ModelError, MpvizError
 from mpviz.nets.forward import masked_parameters
 from mpviz.nets.graph import Network, trace
@@ -33,7 +35,7 @@ def make(kind: str, which: str, seed: int, sparsity: float) -> tuple[Network, fa
         "path": lambda: families.path(model, masked_parameters(model, masks)),
         "ball": lambda: families.ball(0.1 * sparsity, masked_parameters(model, masks)),
     }[which]()
-    return network, family, x, bounds.centre_logits(network, x).argmax(dim=1)
+    return network, family, x, walk.centre_logits(network, x).argmax(dim=1)
 
 
 def count_broken(network: Network, family: families.Family, x: Tensor, target: Tensor, seed: int) -> int:
@@ -41,7 +43,7 @@ def count_broken(network: Network, family: families.Family, x: Tensor, target: T
     bound = bounds.margin_bound(network, family, x, target)
     lower = torch.from_numpy(bound.lower)
     model64 = attacks.double(network.model)
-    generator = torch.Generator().manual_seed(seed)
+    run, generator = attacks.evaluator(model64), torch.Generator().manual_seed(seed)
     bad = 0
     if family.ball:
         for rival in range(lower.shape[1]):
@@ -59,7 +61,8 @@ def count_broken(network: Network, family: families.Family, x: Tensor, target: T
     for i in range(len(x)):
         for rival in range(lower.shape[1]):
             one = slice(i, i + 1)
-            for member in attacks.worst_members(attacks.evaluator(model64), family, x[one], target[one], torch.tensor([rival]), 3):
+            against = torch.tensor([rival])
+            for member in attacks.worst_members(run, family, x[one], target[one], against, 3):
                 z = attacks.logits(model64, member, x[one])
                 bad += attacks.broken(z, target[one], lower[one])[0]
     return bad
@@ -117,7 +120,8 @@ def _layer_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
             family = families.Family("", family.centre, {}, {}, 0.0, family.ball)
         return real(network, node, x, family, unit)
 
-    monkeypatch.setattr(bounds, "affine", affine)
+    for module in (bounds, walk):
+        monkeypatch.setattr(module, "affine", affine)
 
 
 def _margin_halved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +166,7 @@ def test_a_broken_rule_is_noticed(
 def test_a_slider_in_parts_holds_at_every_position_and_is_no_worse() -> None:
     model = networks.build("mlp", 5)
     network, x = trace(model), networks.images(40, 5)
-    target = bounds.centre_logits(network, x).argmax(dim=1)
+    target = walk.centre_logits(network, x).argmax(dim=1)
 
     def at(s: float) -> dict[str, Tensor]:
         return networks.threshold_masks(model, s)
@@ -171,21 +175,21 @@ def test_a_slider_in_parts_holds_at_every_position_and_is_no_worse() -> None:
     parts = bounds.slider_bound(network, at, (0.1, 0.4), x, target, bounds.Options(pieces=64))
     assert parts.coverage > whole.coverage
     for s in torch.linspace(0.1, 0.4, 60).tolist():
-        z = bounds.centre_logits(network, x, masked_parameters(model, at(s)))
+        z = walk.centre_logits(network, x, masked_parameters(model, at(s)))
         assert (z.argmax(dim=1) == target)[torch.from_numpy(parts.certified)].all()
 
 
 def test_a_path_holds_for_every_theta() -> None:
     model = networks.build("mlp", 2)
     network, x = trace(model), networks.images(40, 2)
-    target = bounds.centre_logits(network, x).argmax(dim=1)
+    target = walk.centre_logits(network, x).argmax(dim=1)
     pruned = masked_parameters(model, networks.threshold_masks(model, 0.5))
     bound = bounds.path_bound(network, pruned, x, target)
     assert 0 < bound.coverage < 1
     dense = dict(model.named_parameters())
     for theta in torch.linspace(0, 1, 50).tolist():
         weights = {k: (1 - theta) * s.double() + theta * dense[k].double() for k, s in pruned.items()}
-        z = bounds.centre_logits(network, x, weights)
+        z = walk.centre_logits(network, x, weights)
         assert attacks.broken(z, target, torch.from_numpy(bound.lower))[0] == 0
 
 
@@ -201,6 +205,43 @@ def test_float32_networks_keep_the_bound_that_was_made_for_them() -> None:
         with torch.no_grad():
             z = torch.func.functional_call(network.model, member, (x,)).double()
         assert attacks.broken(z, target, torch.from_numpy(single.lower))[0] == 0
+
+
+# --- parts of networks --------------------------------------------------------------------------------------------
+
+
+def test_a_part_that_starts_at_the_first_moving_layer_gives_the_same_bounds() -> None:
+    network, _, x, target = make("residual", "bracket", 4, 0.3)
+    last = {name: mask for name, mask in networks.threshold_masks(network.model, 0.3).items() if name != "conv1.weight"}
+    family = families.sub_masks(network.model, last)
+    part, start = walk.prepare(network, last, x, batch=4)
+    assert len(part.nodes) < len(network.nodes)
+    whole = bounds.margin_bound(network, family, x, target)
+    same = bounds.margin_bound(part, family, start, target, batch=4)
+    np.testing.assert_allclose(whole.lower, same.lower, rtol=0, atol=1e-9)
+    with pytest.raises(MpvizError, match="needs the images themselves"):
+        bounds.margin_bound(part, families.ball(0.1), start, target)
+
+
+def test_the_scope_is_as_long_as_bounds_can_bear() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        deep = nn.Sequential(nn.Flatten(), *(layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.ReLU())))
+        model = nn.Sequential(deep, nn.Linear(64, 4)).eval()
+    masks = networks.threshold_masks(model, 0.4)
+    scope = find_scope(model, masks, networks.images(4, 0))
+    assert not scope.whole
+    assert 0 < len(scope.layers) < 13
+    assert "outgrow" in scope.why
+    assert scope.layers[-1] == "1.weight"
+    shallow = networks.build("mlp", 0)
+    few = networks.threshold_masks(shallow, 0.02)
+    whole = find_scope(shallow, few, networks.images(4, 0))
+    assert whole.whole
+    assert set(whole.layers) == {name for name, mask in few.items() if not mask.all()}
+    none = find_scope(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Sigmoid()).eval(), {}, networks.images(4, 0))
+    assert none.network is None
+    assert "no rule for Sigmoid" in none.why
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
