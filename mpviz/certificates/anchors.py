@@ -16,7 +16,7 @@ from mpviz.errors import BudgetError, Cancelled, DataError
 from mpviz.nets.forward import logits
 
 ANCHORS = (*(round(0.05 * i, 2) for i in range(20)), 0.97, 0.99)
-LAYER_GRID = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 0.97, 1.0)
+LAYER_GRID = (0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.87, 0.93, 1.0)
 MEMORY_LIMIT = 256 * 2**20
 BATCH = 128
 Progress = Callable[[float, str], None]

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from mpviz.certificates.anchored import AnchoredPreview
 from mpviz.certificates.margins import compare_logits
 from mpviz.certificates.preview import POSITIONS, Point, Preview
 from mpviz.errors import Cancelled
@@ -56,12 +58,16 @@ def open_samples(
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """Where the sliders stand. family: what the masks depend on beside the sparsity. limit: the most that can go."""
+    """Where the sliders stand. family: what the masks depend on beside the sparsity. limit: the most that can go.
+
+    counts: entries removed from each layer, for tables that know what any vector of layer budgets does.
+    """
 
     sparsity: float
     family: tuple
     masks_at: Callable[[float], Mapping[str, Tensor]]
     limit: float = 1.0
+    counts: Mapping[str, int] | None = None
 
 
 class Measurer:
@@ -79,6 +85,7 @@ class Measurer:
         self._aim: Aim | None = None
         self._moved = 0.0
         self._old: CurveView | None = None
+        self._tables: tuple[Samples, AnchoredPreview] | None = None
         self._running = False
         self._loop = Loop(self._step, on_error)
 
@@ -86,6 +93,22 @@ class Measurer:
         """Other samples from now on: those given, or what `draw` returns when they are first needed."""
         with self._lock:
             self._draw, self._samples, self._preview, self._aim, self._old = draw, samples, None, None, None
+
+    def use_tables(self, samples: Samples, tables: AnchoredPreview) -> None:
+        """Estimate from these tables what is not measured yet, as long as the samples are those they were made on."""
+        with self._lock:
+            self._tables = (samples, tables)
+
+    def _now(self, preview: Preview, aim: Aim, samples: Samples) -> dict[str, Any] | None:
+        """The chosen position: measured where it is; else from the tables, else between measured neighbours."""
+        now = preview.at(aim.sparsity)
+        tables = self._tables
+        if (now is None or now.tier != "measured") and tables is not None and tables[0] is samples and aim.counts:
+            reading = tables[1].at(aim.counts)
+            known = {name: getattr(reading, name) for name in ("coverage", "unchanged", "accuracy", "tier")}
+            error = reading.error[0].coverage if reading.error else None
+            return {"sparsity": aim.sparsity, **known, "error": error}
+        return None if now is None else {**vars(now), "error": None}
 
     def aim(self, aim: Aim) -> None:
         """The sliders moved. Measured points stay while the family is the same."""
@@ -173,19 +196,19 @@ class Measurer:
         points = {} if preview is None else {point.sparsity: point for point in preview.points()}
         if not points:
             limit = 1.0 if aim is None else aim.limit
-            return replace(EMPTY_CURVE if old is None else old, current=None, stale=old is not None, limit=limit)
+            now = None if preview is None or aim is None or samples is None else self._now(preview, aim, samples)
+            return replace(EMPTY_CURVE if old is None else old, current=now, stale=old is not None, limit=limit)
 
         def along(name: str) -> np.ndarray:
             return np.array([getattr(points[s], name) if s in points else np.nan for s in POSITIONS])
 
         assert preview is not None and aim is not None and samples is not None
-        now = preview.at(aim.sparsity)
         return CurveView(
             positions=np.array(POSITIONS),
             coverage=along("coverage"),
             unchanged=along("unchanged"),
             accuracy=along("accuracy"),
-            current=None if now is None else vars(now),
+            current=self._now(preview, aim, samples),
             n_samples=len(samples.labels),
             split=samples.split,
             limit=aim.limit,

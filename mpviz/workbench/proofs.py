@@ -259,9 +259,13 @@ def picture(image: Tensor) -> np.ndarray:
     return pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
 
 
+def unlocked_share(ranking: Ranking, weights: pd.Series) -> float:
+    """The largest sparsity that the unlocked layers allow."""
+    return min(float(ranking.sizes[[weights[name] > 0 for name in ranking.names]].sum()) / ranking.total, 0.999)
+
+
 def ask(name: str, network: nn.Module, ranking: Ranking, weights: pd.Series, sparsity: float, split: Split,
         samples: int) -> Question:  # fmt: skip
     """The question of a plan: its layer weights stay frozen at its sparsity, so that the slider's masks are nested."""
-    limit = float(ranking.sizes[[weights[name] > 0 for name in ranking.names]].sum()) / ranking.total
     masks_at = lambda s: ranking.masks(ranking.counts(s, weights))  # noqa: E731
-    return Question(name, network, masks_at, sparsity, min(limit, 0.999), split, samples)
+    return Question(name, network, masks_at, sparsity, unlocked_share(ranking, weights), split, samples)

@@ -22,10 +22,9 @@ from mpviz.pipeline import budget_table, plan_weights, prune_and_certify
 from mpviz.prune.allocate import layer_names
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
 from mpviz.workbench.jobs import Job, sentence
-from mpviz.workbench.layer import LayerInView
 from mpviz.workbench.measure import Aim, Measurer, Samples, open_samples
 from mpviz.workbench.names import PLAN
-from mpviz.workbench.proofs import ask, prove
+from mpviz.workbench.proving import Proving
 from mpviz.workbench.sources import Subject, open_data, open_subject
 from mpviz.workbench.views import JobStatus
 
@@ -35,7 +34,7 @@ def _telling(subject: Subject) -> str:
     return max(subject.ranking.names, key=lambda name: len(subject.spectra[name].eigenvalues))
 
 
-class Workbench(LayerInView):
+class Workbench(Proving):
     """One network, one data set, one plan; every face shows and edits this.
 
     >>> wb = Workbench("fashion-mlp")             # doctest: +SKIP
@@ -69,7 +68,6 @@ class Workbench(LayerInView):
         self.certificate: Certificate | None = None
         self.masks: dict[str, Tensor] | None = None
         self.pruned: nn.Module | None = None
-        self._proved_at: tuple[BudgetPlan, str, str] | None = None
         self.pruned_at: tuple[BudgetPlan, str] | None = None  # plan and split of the comparison
         super().__init__(**settings)
         self._adopt(subject, data, splits)
@@ -186,6 +184,7 @@ class Workbench(LayerInView):
                     (subject.name, replace(plan, sparsity=0.0)),
                     lambda s: subject.ranking.masks(self._counts(s, plan, subject)[1]),
                     unlocked,
+                    counts,
                 )
             )
             self.param.update(budgets=budgets, error="", curve=self._measurer.curve())
@@ -270,29 +269,6 @@ class Workbench(LayerInView):
         """False when plan or split are no longer those that `comparison` was measured with; True when there is none."""
         measured = self.pruned_at  # no lock: a screen that paints must never wait for a job
         return measured is None or measured == (self.plan, self.split)
-
-    def certify(self, samples: int = 300) -> Job:
-        """Prove what can be proved for the present plan, on so many samples of the split, in the background.
-
-        The layer weights stay frozen at the plan's sparsity, so that the slider's masks are nested. `proofs` is set
-        when the job is done; when it is cancelled, what was there stays.
-        """
-        plan, subject, split = self.plan, self._subject, getattr(self._splits, self.split)
-        weights = plan_weights(subject.table, plan)
-        question = ask(subject.name, subject.network, subject.ranking, weights, plan.sparsity, split, samples)
-
-        def work(job: Job) -> None:
-            view = prove(question, job.tell, job.cancelled)
-            job.claim()
-            self._proved_at = (plan, split.name, subject.name)
-            self._set(proofs=view)
-
-        return self._run("certify", work)
-
-    @property
-    def proofs_are_current(self) -> bool:
-        """False when plan, split or network are no longer those that `proofs` speaks about."""
-        return self.proofs is None or self._proved_at == (self.plan, self.split, self.model)
 
     def save(self, path: str | Path) -> Path:
         """Write the last pruned model with masks, recipe and results. Raises ModelError when nothing was pruned yet."""
