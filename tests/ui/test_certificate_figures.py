@@ -1,0 +1,117 @@
+"""Certificate figures: tiers keep their colours, what is not proved is not drawn, and nothing outside is rendered."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mpviz.ui import figures
+from mpviz.ui._certificates import why_not
+from mpviz.ui.theme import palette
+from mpviz.workbench.proofs import CertificateView, SampleView, TierCurve
+
+HOSTILE = "<b onclick='alert(1)'>x</b>"
+
+
+def make(n: int = 40, proved: bool = True, scope: str = "all layers", changed: bool = True) -> CertificateView:
+    rng = np.random.default_rng(0)
+    positions = np.array([0.1, 0.3, 0.5])
+    top = np.stack([np.zeros(n, dtype=int), np.ones(n, dtype=int)], axis=1)
+    after = top.copy()
+    if changed:
+        after[0] = (1, 0)
+    margin = rng.gamma(3.0, 1.5, n)
+    margin[0] = 0.5
+    layers = (HOSTILE, "fc2.weight")
+    samples = SampleView(
+        index=np.arange(n), label=np.zeros(n, dtype=int), dense_top=top, pruned_top=after, margin=margin,
+        pruned_margin=margin - 0.2, eta=np.full(n, 0.4), lower={"slider": margin - 1.0}, layers=layers,
+        steps=np.stack([np.full(n, -0.5), np.full(n, 0.3)], axis=1), pictures={},
+    )  # fmt: skip
+    nothing = np.full(3, np.nan)
+    curves = {
+        "measured": TierCurve("measured", "measured", "this mask", np.array([0.99, 0.9, 0.6])),
+        "unchanged": TierCurve("unchanged", "measured", "the same", np.array([1.0, 0.95, 0.8])),
+        "population": TierCurve("population", "population", "all data", np.array([0.97, 0.92, 0.75])),
+        "slider": TierCurve("slider", "bound", "every position", np.array([0.99, 0.94, 0.7]) if proved else nothing,
+                            "" if proved else "no rule for Sigmoid"),
+    }  # fmt: skip
+    here = {"measured": 0.9, "unchanged": 0.95, "slider": 0.94 if proved else float("nan")}
+    return CertificateView(
+        "net", "test", ("shirt", HOSTILE), 0.3, positions, curves, here, {}, {}, samples,
+        dict(zip(layers, (0.5, 0.3), strict=True)), {}, 0, scope,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("draw", [figures.tiers, figures.margins, figures.attribution])
+def test_a_figure_is_plain_and_renders_nothing_from_outside(draw, theme: str) -> None:  # type: ignore[no-untyped-def]
+    for view in (make(), make(1), make(changed=False), make(proved=False), None):
+        figure = draw(view, theme)
+        said = json.dumps(figure, allow_nan=False)
+        shown = [a["text"] for a in figure["layout"].get("annotations", [])]
+        shown += [figure["layout"].get("title", {}).get("text", "")]
+        shown += list(figure["layout"].get("yaxis", {}).get("ticktext", []))
+        assert not any("<b onclick" in word for word in shown)
+        assert said
+
+
+def test_each_tier_has_its_colour_and_a_bound_names_its_set() -> None:
+    figure = figures.tiers(make())
+    drawn = {trace["name"]: trace for trace in figure["data"]}
+    colours = palette("light")
+    assert drawn["slider"]["line"]["color"] == colours.bound.line
+    assert drawn["measured"]["marker"]["color"] == colours.measured.fill
+    assert "every position" in drawn["slider"]["hovertext"][0]
+    assert drawn["slider"]["y"] == [99.0, 94.0, 70.0]
+    assert "proved (slider)" in figure["layout"]["title"]["text"]
+
+
+def test_what_is_not_proved_is_said_and_never_drawn_as_nothing() -> None:
+    figure = figures.tiers(make(proved=False))
+    assert "slider" not in {trace["name"] for trace in figure["data"]}
+    title = figure["layout"]["title"]["text"]
+    assert "no proved bound: slider" in title
+    assert "proved (" not in title
+
+
+def test_a_part_of_the_layers_is_named() -> None:
+    title = figures.tiers(make(scope="the last 3 of 24 layers alone"))["layout"]["title"]["text"]
+    assert "for the last 3 of 24 layers alone" in title
+    assert "the other layers dense" in title
+
+
+def test_tiers_are_shown_one_by_one() -> None:
+    assert [trace["name"] for trace in figures.tiers(make(), shown=("measured",))["data"]] == ["measured"]
+    assert {trace["name"] for trace in figures.tiers(make(), shown=("unchanged", "slider"))["data"]} == {
+        "band", "unchanged", "slider",
+    }  # fmt: skip
+
+
+def test_margins_add_up_and_mark_the_sample() -> None:
+    view = make()
+    figure = figures.margins(view, sample=3)
+    assert sum(sum(filter(None, trace["y"])) for trace in figure["data"]) == len(view.samples)
+    changed = next(trace for trace in figure["data"] if trace["name"] == "changed")
+    assert sum(filter(None, changed["y"])) == 1
+    at = {shape["x0"] for shape in figure["layout"]["shapes"]}
+    assert float(view.samples.margin[3]) in at
+    assert 0.8 in at
+
+
+def test_the_changes_of_one_sample_are_signed() -> None:
+    figure = figures.attribution(make(), sample=2)
+    assert figure["data"][0]["x"] == [0.3, -0.5]
+    assert "add up to −0.200" in figure["layout"]["title"]["text"]
+
+
+def test_why_a_sample_is_not_certified() -> None:
+    view = make()
+    said = " ".join(why_not(view.samples, 0, view.classes))
+    assert "The prediction changed" in said
+    close = int(np.argmin(view.samples.margin[1:])) + 1
+    words = " ".join(why_not(view.samples, close, view.classes))
+    assert ("not proved, by" in words) == (view.samples.margin[close] < 1.0)
+    assert "fell most by" in words
