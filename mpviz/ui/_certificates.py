@@ -146,10 +146,10 @@ def margins(view: CertificateView | None, theme: str = "light", sample: int | No
         marker: Json = {"color": colour.fill, "line": {"color": colour.line, "width": 0.5}}
         if shape:
             marker["pattern"] = hatch(colour, shape)
-        data.append({"type": "bar", "name": name, "x": (0.5 * (edges[1:] + edges[:-1])).tolist(), "y": [count or None for count in counts.tolist()],
-                     "width": float(edges[1]), "marker": marker,
+        data.append({"type": "bar", "name": name, "x": (0.5 * (edges[1:] + edges[:-1])).tolist(),
+                     "y": [count or None for count in counts.tolist()], "width": float(edges[1]), "marker": marker,
                      "hovertemplate": f"{name}: %{{y}} predictions<br>margin %{{x:.2f}}<extra></extra>"})  # fmt: skip
-    base = layout(theme, *_margin_title(view))
+    base = layout(theme, *_margin_title(view, sample))
     base |= {
         "xaxis": axis(theme, "margin: top logit minus runner-up, dense network", grid=False, range=[0, top]),
         "yaxis": axis(theme, "predictions"),
@@ -162,23 +162,25 @@ def margins(view: CertificateView | None, theme: str = "light", sample: int | No
     lines = [(float(np.median(eta)), "2η median", colours.ink, "dash"),
              (float(np.quantile(eta, 0.95)), "2η 95 %", colours.ink, "dot")]  # fmt: skip
     if sample is not None:
-        lines += [(float(s.margin[sample]), "its margin", colours.spike.line, "solid"),
-                  (float(eta[sample]), "its 2η", colours.spike.line, "dash")]  # fmt: skip
+        lines += [(float(s.margin[sample]), "", colours.spike.line, "solid"),
+                  (float(eta[sample]), "", colours.spike.line, "dash")]  # fmt: skip
     for i, (at, words, ink, dash) in enumerate(lines):
         if at > top:
             continue
         base["shapes"].append({"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper",
                                "line": {"color": ink, "width": 1.5, "dash": dash}})  # fmt: skip
-        base["annotations"].append(note(words, ink, x=at, y=1 - 0.09 * i, yref="paper", xanchor="left", xshift=4))
+        if words:
+            base["annotations"].append(note(words, ink, x=at, y=1 - 0.09 * i, yref="paper", xanchor="left", xshift=4))
     return {"data": data, "layout": base}
 
 
-def _margin_title(view: CertificateView) -> tuple[str, str]:
+def _margin_title(view: CertificateView, sample: int | None) -> tuple[str, str]:
     s = view.samples
     counts = (int(s.certified.sum()), int((~s.certified & ~s.changed).sum()), int(s.changed.sum()))
     certified, open_, changed = map(text.count, counts)
-    title = f"<b>{certified}</b> predictions certified, {open_} unchanged without proof, {changed} changed"
-    return title, f"measured: this mask, {text.count(len(s))} {text.escape(view.split)} images"
+    title = f"<b>{certified}</b> certified, {open_} unchanged without proof, {changed} changed"
+    marked = "" if sample is None else f"; orange: sample {int(s.index[sample])}, its margin and dashed its 2η"
+    return title, f"measured: this mask, {text.count(len(s))} {text.escape(view.split)} images{marked}"
 
 
 def attribution(view: CertificateView | None, theme: str = "light", sample: int | None = None) -> Json:

@@ -48,7 +48,8 @@ _NEEDS_LAYERS = ("lock", *(name for pair in OWN_BETA.values() for name in pair))
 class Seen:
     """What the page shows besides the Workbench. wb: None until the first network is loaded. edit: counts draggings.
 
-    lower: what the card below the spectrum shows, "budgets", "layers" or "spikes".
+    lower: what the card below the spectrum shows, "budgets", "layers" or "spikes". right: what the card beside the
+    spectrum shows, "coverage", "tiers", "margins" or "attribution".
     """
 
     wb: Workbench | None
@@ -57,6 +58,7 @@ class Seen:
     theme: str = "light"
     edit: int = 0
     lower: str = "budgets"
+    right: str = "coverage"
 
 
 def _strip(roots: Roots, seen: Seen, wb: Workbench) -> None:
@@ -109,6 +111,19 @@ def _coverage(roots: Roots, seen: Seen, wb: Workbench) -> None:
     roots["coverage"].object = stamped(figure, wb, "coverage")
 
 
+def _proofs(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if seen.right == "coverage":
+        return
+    view = wb.proofs
+    row = None if view is None else min(wb.sample, len(view.samples) - 1)
+    if seen.right == "tiers":
+        figure = figures.tiers(view, seen.theme)
+    else:
+        figure = getattr(figures, seen.right)(view, seen.theme, row)
+    roots["proofs"].object = stamped(figure, wb, seen.right)
+    roots["why"].object = words.why_html(view, seen.right, row, wb.proofs_are_current)
+
+
 def _layers(roots: Roots, seen: Seen, wb: Workbench) -> None:
     options = {text.short_name(name): name for name in wb.layers}
     if roots["layer"].options != options:
@@ -155,7 +170,7 @@ def _job(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
     busy = seen.job.busy
     for name in ("model", "other", "open", "data"):
         roots[name].disabled = busy
-    roots["prune"].disabled = busy or wb is None
+    roots["prune"].disabled = roots["prove"].disabled = busy or wb is None
     roots["cancel"].disabled = not busy
     roots["checkpoint"].disabled = wb is None or wb.comparison is None
     for name in _NEEDS_NETWORK:
@@ -212,6 +227,7 @@ _WITH_NETWORK: list[tuple[Callable[[Roots, Seen, Workbench], None], set[str]]] =
     (_budget_rows, {"budgets", "table", "layer", "lower"}),
     (_spike_rows, {"spectrum", "lower"}),
     (_coverage, {"curve", "theme"}),
+    (_proofs, {"proofs", "sample", "theme", "right", "split", "model", *PLAN}),
     (_strip, {"table", "layer", "theme"}),
     (_spectrum, {"spectrum", "scale", "log_y", "view", "theme"}),
     (_lock, {"layer", "locked", "budgets"}),

@@ -179,6 +179,10 @@ def page_parts(model: str, data: str, with_report: bool) -> dict[str, Any]:
         "strip": figure_pane(),
         "spectrum": figure_pane(),
         "coverage": figure_pane(edits={"shapePosition": True}),  # its line is the chosen sparsity
+        "proofs": figure_pane(),
+        "right": _right(),
+        "sample": integer(0, step=1),
+        "why": words(),
         "budgets": figure_pane(),
         "layers": rows(LAYER_COLUMNS, "all layers", "layer", "Choose a model to see its layers."),
         "spikes": rows(SPIKE_COLUMNS, "spikes of the layer in view", "spike", "Nothing stands out of the bulk here."),
@@ -208,6 +212,18 @@ def _lower() -> pn.widgets.RadioButtonGroup:
     return made
 
 
+RIGHT = ("coverage", "tiers", "margins", "attribution")
+
+
+def _right() -> pn.widgets.RadioButtonGroup:
+    """What the card beside the spectrum shows; measured coverage is one face, all that is proved the other."""
+    faces = dict(zip(("measured", "proved", "margins", "by layer"), RIGHT, strict=True))
+    made = choice(faces, RIGHT[0], "tight")
+    face = "cb_obj.active === 0 ? 'coverage' : 'proofs'"
+    made.jscallback(value=f"document.querySelector('.card.coverage').dataset.shown = {face}")
+    return made
+
+
 def _rail(model: str, data: str) -> dict[str, Any]:
     return {
         "theme": _theme(),
@@ -218,6 +234,7 @@ def _rail(model: str, data: str) -> dict[str, Any]:
         "split": select({"test": "test", "calibration": "calibration"}, "test"),
         "samples": integer(1000, step=500),
         "prune": button("Prune", "strong", wide=True),
+        "prove": button("Prove", wide=True),
         "cancel": button("Cancel"),
         "checkpoint": download("Checkpoint", "pruned.safetensors"),
         "recipe": download("Recipe", "recipe.toml"),

@@ -46,6 +46,7 @@ class Session:
         self.roots = parts.page_parts(model, data, with_report=report is not None)
         self._first_data, self._folder, self._report = data, folder, report
         self._theme, self._error, self._edit, self._lower = "light", "", 0, parts.LOWER[0]
+        self._right = parts.RIGHT[0]
         self._loading: Job | None = None
         self._bridge = parts.Bridge(document, self._paint)
         self._follow_controls()
@@ -63,6 +64,8 @@ class Session:
         on("lock", "value", self._set_lock)
         on("theme", "value", self._set_theme)
         on("lower", "value", self._set_lower)
+        on("right", "value", self._set_right)
+        on("sample", "value", lambda row: self._with(lambda wb: wb.change(sample=max(0, int(row)))))
         on("layers", "said", self._in_layers)
         on("spikes", "said", self._in_spikes)
         on("courier", "said", self._on_courier)
@@ -78,6 +81,7 @@ class Session:
             "previous": lambda: self._with(lambda wb: wb.previous_layer()),
             "next": lambda: self._with(lambda wb: wb.next_layer()),
             "prune": lambda: self._with(lambda wb: wb.prune()),
+            "prove": self._prove,
             "cancel": self._cancel,
             "dismiss": self._dismiss,
         }
@@ -192,6 +196,15 @@ class Session:
         self._theme = "dark" if dark else "light"
         self._bridge.mark(["theme"])
 
+    def _set_right(self, shown: str) -> None:
+        self._right = shown
+        self._bridge.mark(["right"])
+
+    def _prove(self) -> None:
+        if self._right == parts.RIGHT[0]:
+            self.roots["right"].value = parts.RIGHT[1]  # where the proofs will appear
+        self._with(lambda wb: wb.certify())
+
     def _set_lower(self, shown: str) -> None:
         self._lower = shown
         self._bridge.mark(["lower"])
@@ -276,7 +289,8 @@ class Session:
         if self.wb is None and self._loading is not None and self._loading.status.state == "done":
             self._adopt(self._loading.result)
             changed = set(EVERYTHING)
-        paint(self.roots, Seen(self.wb, self.job, self._error, self._theme, self._edit, self._lower), changed)
+        page = (self._theme, self._edit, self._lower, self._right)
+        paint(self.roots, Seen(self.wb, self.job, self._error, *page), changed)
 
 
 def _without_argument(action: Callable[[], Any], _: Any) -> None:

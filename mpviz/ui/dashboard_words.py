@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mpviz.ui import text
+from mpviz.ui._certificates import why_not
 from mpviz.ui.css import read_shared, variables
 from mpviz.ui.theme import THEMES
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mpviz.workbench.proofs import CertificateView
     from mpviz.workbench.views import CurveView, JobStatus
 
 EMPTY_COMPARISON = "<p class='quiet'>Press Prune to see what it costs.</p>"
@@ -114,3 +116,17 @@ def footer_html(job: JobStatus, info: Mapping[str, Any], version: str, curve: Cu
         str(info.get("data", "")),
     ]
     return "<p class='line'>" + " │ ".join(text.escape(part) for part in parts if part) + "</p>"
+
+
+def why_html(view: CertificateView | None, shown: str, row: int | None, current: bool) -> str:
+    """Under the proofs: that they are old, why a tier says nothing, or why one sample is certified or not."""
+    if view is None or row is None:
+        return ""
+    old = "" if current else "<b>These are the proofs of an older plan; press Prove again.</b> "
+    if shown == "tiers":
+        reasons = sorted({*view.why.values(), view.scope_why} - {""})
+        return f"<div role='status'>{old}{' '.join(text.escape(reason) + '.' for reason in reasons)}</div>"
+    if shown == "attribution" and current:
+        return ""
+    lines = "<br>".join(text.escape(line) for line in why_not(view.samples, row, view.classes))
+    return f"<div role='status'>{old}<b>sample {int(view.samples.index[row])}</b><br>{lines}</div>"

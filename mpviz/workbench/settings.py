@@ -29,6 +29,8 @@ class Settings(param.Parameterized):
     view = param.Selector(default="histogram", objects=list(VIEWS), doc="how the spectrum is drawn")
     shuffled = param.Boolean(False, doc="draw the same entries in random order beside it")
 
+    sample = param.Integer(0, bounds=(0, None), doc="row of the proved samples that is looked at")
+
     table = param.DataFrame(None, doc="of mp.analyze")
     budgets = param.DataFrame(None, doc="one row a prunable layer")
     spectrum = param.Parameter(None, doc="SpectrumView of the layer in view")

@@ -74,7 +74,32 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"sparsity": sparsity_table, "models": models_table, "accuracy": accuracy_table, "speed": speed_table}
+def certificates_table() -> str:
+    """Share of predictions proved to stay, by network, tier and sparsity."""
+    record = json.loads((ROOT / "data/benchmarks/certificate-coverage.json").read_text())
+    levels = (0.1, 0.3, 0.5, 0.7)
+    lines = ["| network, layers that are pruned | tier | " + " | ".join(f"{s:.0%}" for s in levels) + " |"]
+    lines.append("| --- " * (len(levels) + 2) + "|")
+    for case in record["networks"]:
+        cells = {row["sparsity"]: row for row in case["tiers"]}
+        if not set(levels) <= set(cells):
+            continue
+        for tier in ("measured", "slider", "path", "bracket", "bracket attack", "sub-masks"):
+            if tier not in cells[levels[0]]:
+                continue
+            shown = " | ".join(f"{100 * cells[s][tier]:.1f}" for s in levels)
+            word = "attack on the bracket" if tier == "bracket attack" else tier
+            lines.append(f"| {case['network']}, {case['scope']} | {word} | {shown} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "certificates": certificates_table,
+    "sparsity": sparsity_table,
+    "models": models_table,
+    "accuracy": accuracy_table,
+    "speed": speed_table,
+}
 
 
 def filled(text: str) -> str:

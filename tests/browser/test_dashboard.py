@@ -455,3 +455,15 @@ def test_nothing_is_cut_off_or_covered(dashboard: Page, width: int) -> None:
                 a["left"] >= b["right"] or b["left"] >= a["right"] or a["top"] >= b["bottom"] or b["top"] >= a["bottom"]
             )
             assert apart
+
+
+def test_prove_shows_its_tiers_and_why_a_sample_is_not_certified(dashboard: Page) -> None:
+    press(dashboard, "Prove")
+    card = dashboard.locator(".card.coverage")
+    card.get_by_text("of predictions proved").wait_for(timeout=START)
+    card.get_by_text("sub-masks", exact=True).wait_for()
+    press(dashboard, "margins")
+    card.get_by_text("unchanged without proof").wait_for()
+    card.get_by_text("logits ahead of").wait_for()
+    press(dashboard, "by layer")
+    card.get_by_text("moves its margin most").wait_for()

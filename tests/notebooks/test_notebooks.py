@@ -50,6 +50,17 @@ SAYS = {
         8: r"widget-view",
         9: r"planted_overlap",
     },
+    "06-certificates": {
+        1: r"certified \d+\.\d% ≤ unchanged \d+\.\d% \(measured\)",
+        2: r"unchanged[\s\S]*slider[\s\S]*sub-masks",
+        3: r"certified \d+\.\d%, flipped by a mask that was found [1-9]\d*\.\d%",
+        4: r"grey levels",
+        5: r"critical λ₂",
+        6: r"fails in \d+\.\d% of 400 draws",
+        7: r"no proved bound: blocks\.0\.mlp\.fc1\.weight changed",
+        8: r"points gained at sparsity",
+        9: r"widget-view",
+    },
 }
 
 

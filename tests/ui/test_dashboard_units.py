@@ -183,7 +183,7 @@ def test_every_output_of_the_state_is_drawn_somewhere():
 
     outputs = set(Workbench.param) - {"name"}
     assert outputs - dashboard_paint.EVERYTHING == set()
-    assert dashboard_paint.EVERYTHING - outputs == {"theme", "lower"}  # of the page alone
+    assert dashboard_paint.EVERYTHING - outputs == {"theme", "lower", "right"}  # of the page alone
 
 
 # ---- a session ---------------------------------------------------------------------------------------------------
@@ -522,3 +522,30 @@ def test_neither_torch_nor_the_report_is_imported_for_the_page():
     code = f"import sys, mpviz.ui.dashboard; print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_prove_shows_what_is_proved_and_why_one_sample_is_not(loaded):
+    session = loaded
+    session.roots["samples"].value = 1000
+    session.roots["prove"].clicks += 1
+    until(lambda: session.wb.proofs is not None and not session.wb.job.busy)
+    assert session.roots["right"].value == "tiers"
+    figure = session.roots["proofs"].object
+    assert {"slider", "path", "unchanged"} <= {trace["name"] for trace in figure["data"]}
+    session.roots["right"].value = "margins"
+    flipped = int(np.flatnonzero(session.wb.proofs.samples.changed)[0])
+    session.roots["sample"].value = flipped
+    until(lambda: "The prediction changed" in session.roots["why"].object)
+    session.roots["sparsity"].value = 0.31
+    until(lambda: "older plan" in session.roots["why"].object)
+
+
+def test_the_reasons_of_a_tier_without_proof_are_escaped():
+    from tests.ui.test_certificate_figures import make
+
+    view = replace(make(proved=False), why={"slider": "no proved bound: <script>"}, scope_why="<b>deep</b>")
+    said = dashboard_words.why_html(view, "tiers", 0, True)
+    assert "<script>" not in said
+    assert "&lt;script&gt;" in said
+    assert "&lt;b&gt;deep" in said
+    assert dashboard_words.why_html(None, "tiers", None, True) == ""

@@ -14,6 +14,7 @@ import pytest
 from mpviz.errors import MpvizError
 from mpviz.nets.evolution import Evolution
 from mpviz.train.limit import from_record
+from mpviz.ui import text
 from mpviz.ui.widgets import evolution_view, law_view, layer_table_view, limit_view, spike_table_view, workbench_view
 from mpviz.ui.widgets.figure import Figure
 from mpviz.ui.widgets.table import Rows
@@ -160,3 +161,35 @@ def test_an_evolution_is_stepped_through(limit: Any) -> None:
         view.close()
     with pytest.raises(MpvizError, match="no checkpoint to show"):
         evolution_view(Evolution("fc", (2, 2), (), (), ()))
+
+
+def inside(part):
+    yield part
+    for child in getattr(part, "children", ()):
+        yield from inside(child)
+
+
+def test_certificates_follow_the_proofs_and_one_sample():
+    from mpviz.ui.widgets import certificate_view
+    from mpviz.workbench.state import Workbench
+
+    wb = Workbench("fashion-mlp", sparsity=0.4)
+    view = certificate_view(wb, "light")
+    try:
+        wb.certify(40).wait(120)
+        view.desk.flush()
+        parts = list(inside(view))
+        slider = next(part for part in parts if isinstance(part, w.IntSlider))
+        words = next(part for part in parts if isinstance(part, w.HTML) and "logits ahead of" in part.value)
+        assert slider.max == 39
+        slider.value = 3
+        view.desk.flush()
+        order = wb.proofs.samples.pruned_margin.argsort(kind="stable")
+        assert wb.sample == int(order[3])
+        dense = text.significant(float(wb.proofs.samples.margin[wb.sample]))
+        assert f"{dense} logits ahead of" in words.value
+        prove = next(part for part in parts if isinstance(part, w.Button) and part.description == "Prove")
+        assert not prove.disabled
+    finally:
+        view.close()
+        wb.close()

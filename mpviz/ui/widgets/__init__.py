@@ -7,6 +7,7 @@ spectrum_view(wb)                    # one panel of it, on the same state
 from __future__ import annotations
 
 from mpviz.ui.widgets import panels as parts
+from mpviz.ui.widgets.certificate import certificate_view
 from mpviz.ui.widgets.controls import sparsity_slider
 from mpviz.ui.widgets.desk import Desk, View
 from mpviz.ui.widgets.law import law_view
@@ -17,6 +18,7 @@ from mpviz.workbench.state import Workbench
 
 __all__ = [
     "budget_view",
+    "certificate_view",
     "coverage_view",
     "evolution_view",
     "law_view",
