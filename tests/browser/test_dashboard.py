@@ -75,7 +75,7 @@ def dashboard(page: Page, page_log: Any, address: str) -> Iterator[Page]:
 
 def figure(page: Page, card: str) -> dict[str, Any]:
     """Data and layout of a figure, as the browser has them."""
-    plot = page.locator(f".{card} .js-plotly-plot")
+    plot = page.locator(f".{card} .js-plotly-plot").first  # of a card with several faces, the first
     return plot.evaluate("(plot) => ({ data: plot.data, layout: plot.layout })")
 
 
