@@ -13,7 +13,7 @@ from mpviz.certificates.bounds import MarginBound, Options, margin_bound, path_b
 from mpviz.certificates.families import Family, Masks, ball, bracket, sub_masks
 from mpviz.certificates.margins import Certificate, TierResult, compare_logits
 from mpviz.certificates.population import check_delta, check_held_out, population_share
-from mpviz.certificates.walk import Inputs, Start, centre_logits
+from mpviz.certificates.walk import Inputs, Start, centre_logits, check_faithful
 from mpviz.errors import ModelError, MpvizError, nearest
 from mpviz.nets.data import Split
 from mpviz.nets.forward import logits
@@ -141,6 +141,8 @@ class _Proofs:
             self._network, self._why = _readable(dense, self._changed)
         else:
             (self._network, images), self._why = prepared, ""
+        if prepared is None and self._network is not None and isinstance(images, Tensor):
+            check_faithful(self._network, images)
         self._images = images
         if self._network is not None:
             with torch.no_grad():

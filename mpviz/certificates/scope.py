@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mpviz.certificates.bounds import Options, path_bound
 from mpviz.certificates.families import Masks
-from mpviz.certificates.walk import centre_logits, prepare
+from mpviz.certificates.walk import centre_logits, check_faithful, prepare
 from mpviz.errors import ModelError
 from mpviz.nets.forward import masked_parameters
 from mpviz.nets.graph import Network, trace
@@ -52,6 +52,7 @@ def find_scope(model: nn.Module, masks: Masks, images: Tensor, options: Options 
             network = last_block(model)
         except ModelError:
             return Scope(None, (), False, why=str(error))
+    check_faithful(network, images)
     moving = [name for name in network.weights if name in masks and not bool(masks[name].all())]
     every = [name for name, mask in masks.items() if not bool(mask.all())]
     if not moving:

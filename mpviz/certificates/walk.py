@@ -12,6 +12,7 @@ from torch import Tensor
 from mpviz.certificates import rules
 from mpviz.certificates.boxes import ROUNDOFF, State, affine
 from mpviz.certificates.families import Family, Weights
+from mpviz.errors import ModelError
 from mpviz.nets.graph import Network, Node
 
 ENDS = ("low", "high")
@@ -85,6 +86,25 @@ def centre_logits(network: Network, images: Inputs, weights: Weights | None = No
         else:
             values[node.name] = rules.value(network, node, [values[name] for name in node.inputs])
     return values[network.output]
+
+
+def check_faithful(network: Network, images: Tensor, count: int = 2) -> None:
+    """Run model and list of operations on some images: what Python does unseen (``y += x`` on an alias) shows.
+
+    Raises ModelError when they differ by more than rounding of the network's own precision explains.
+    """
+    few = images[:count]
+    like = next(network.model.parameters())
+    with torch.no_grad():
+        own = network.model(few.to(like)).double()
+        read = centre_logits(network, few)
+    near = 1e-2 * float(read.abs().max())
+    if own.shape != read.shape or not torch.allclose(own.to(read), read, rtol=1e-2, atol=near):
+        raise ModelError(
+            f"the operations read from {type(network.model).__name__} do not give its logits, so nothing is proved "
+            "about it; look for values that are overwritten in place; the measured, population and estimate tiers "
+            "remain"
+        )
 
 
 def forward(nodes: Iterable[Node], network: Network, family: Family, images: Inputs, unit: float) -> dict[str, State]:

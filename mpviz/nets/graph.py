@@ -118,6 +118,7 @@ def trace(model: nn.Module) -> Network:
     Raises ModelError for a model in training mode and for an operation without a rule, which it names.
     """
     kind = type(model).__name__
+    check_plain(model)
     if any(module.training for module in model.modules()):
         raise ModelError(f"{kind} is in training mode, its batch norms depend on the batch; call .eval()")
     try:
@@ -142,6 +143,39 @@ def trace(model: nn.Module) -> Network:
     return Network(model, tuple(reversed(kept)))
 
 
+def check_plain(model: nn.Module) -> None:
+    """Refuse what a list of operations would not show: hooks, and one tensor under two names.
+
+    Raises ModelError, which names the module or the parameter.
+    """
+    for path, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise _no_rule(f"the forward hooks of {path or type(module).__name__}; remove them first")
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(parameter), name)
+        same_module = other.rpartition(".")[0], name.rpartition(".")[0]
+        if other != name and model.get_submodule(same_module[0]) is not model.get_submodule(same_module[1]):
+            raise _no_rule(f"weights that two layers share ({other} and {name})")
+
+
+def _check_in_place(model: nn.Module, step: fx.Node) -> None:
+    """An operation that overwrites its input may only do so where nobody else reads it, also through a view."""
+    arg = step.args[0]
+    while isinstance(arg, fx.Node):
+        if len(arg.users) > 1:
+            raise _no_rule(f"an operation in place on a value that is read again (step {step.name})")
+        if arg.op == "placeholder" or not arg.args:
+            return
+        view = arg.op == "call_function" and _FUNCTIONS.get(arg.target) in ("flatten", "identity")
+        view |= arg.op == "call_method" and _FUNCTIONS.get(arg.target) in ("flatten", "identity")
+        if arg.op == "call_module":
+            view = _MODULES.get(type(model.get_submodule(str(arg.target)))) in ("flatten", "identity")
+        if not view:
+            return
+        arg = arg.args[0]
+
+
 def _single(step: fx.Node, kind: str) -> str:
     if not isinstance(step.args[0], fx.Node):
         raise ModelError(f"{kind} gives several outputs; wrap it so that it gives logits alone")
@@ -157,11 +191,15 @@ def _no_rule(what: str) -> ModelError:
 
 def _node(model: nn.Module, step: fx.Node) -> Node:
     inputs = tuple(arg.name for arg in step.all_input_nodes)
+    if any(arg.op == "get_attr" for arg in step.all_input_nodes):
+        raise _no_rule(f"a parameter or buffer used outside a layer (step {step.name})")
     if step.op == "placeholder":
         return Node(step.name, "input", ())
     if step.op == "call_module":
         return _module_node(model, step, inputs)
     op = _FUNCTIONS.get(step.target)
+    if step.target in (operator.iadd, "relu_") or step.kwargs.get("inplace") or step.args[1:] == (True,):
+        _check_in_place(model, step)
     if op is None:
         name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", str(step.target))
         raise _no_rule(f"the function '{name}' (step {step.name})")
@@ -182,6 +220,8 @@ def _module_node(model: nn.Module, step: fx.Node, inputs: tuple[str, ...]) -> No
     if len(inputs) != 1:
         raise _no_rule(f"{kind} of {len(inputs)} inputs ({path})")
     _check_options(module, path)
+    if getattr(module, "inplace", False):
+        _check_in_place(model, step)
     weight = f"{path}.weight" if op in ("linear", "conv") else ""
     bias = f"{path}.bias" if weight and module.bias is not None else ""
     return Node(step.name, op, inputs, path, weight, bias)
@@ -196,6 +236,8 @@ def _check_options(module: Any, path: str) -> None:
         raise _no_rule(f"{kind} without running statistics ({path})")
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         raise _no_rule(f"Flatten({module.start_dim}, {module.end_dim}) ({path})")
+    if isinstance(module, nn.AvgPool2d) and module.divisor_override is not None:
+        raise _no_rule(f"{kind} with divisor_override ({path})")
     if isinstance(module, nn.MaxPool2d) and (module.return_indices or module.ceil_mode):
         raise _no_rule(f"{kind} with indices or ceil_mode ({path})")
     if isinstance(module, (nn.Linear, nn.Conv2d)) and hasattr(module, "parametrizations"):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.errors import ModelError
-from mpviz.nets.graph import Network, Node
+from mpviz.nets.graph import Network, Node, check_plain
+from mpviz.nets.timm_import import import_timm
 
 PART = "the last block after its attention, and the head"
 
@@ -26,8 +27,10 @@ def _is_identity(module: Any) -> bool:
 
 def _check(model: Any) -> Any:
     """The last block. Raises ModelError for a transformer whose end has another form."""
-    if not (hasattr(model, "blocks") and len(model.blocks) and hasattr(model.blocks[-1], "attn")):
-        raise _refuse(model, "it is no vision transformer of timm's form")
+    vit = import_timm().models.vision_transformer
+    if type(model) is not vit.VisionTransformer or not len(model.blocks) or type(model.blocks[-1]) is not vit.Block:
+        raise _refuse(model, "it is no plain vision transformer of timm")
+    check_plain(model)
     if any(module.training for module in model.modules()):
         raise ModelError(f"{type(model).__name__} is in training mode; call .eval()")
     if getattr(model, "global_pool", "") != "token" or getattr(model, "attn_pool", None) is not None:

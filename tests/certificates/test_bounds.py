@@ -306,3 +306,65 @@ def test_training_mode_and_control_flow_are_refused() -> None:
 
     with pytest.raises(ModelError, match="Branches cannot be read as a list of operations"):
         trace(Branches().eval())
+
+
+class Twice(nn.Module):
+    """A layer, and what `then` makes of its output."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.relu, self.then = nn.Linear(4, 4), nn.ReLU(inplace=True), then
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(self, x)  # type: ignore[call-arg]
+
+
+def _read_again(m: Twice, x: Tensor) -> Tensor:
+    y = m.fc(x)
+    return m.relu(y) + y
+
+
+def _added_in_place(m: Twice, x: Tensor) -> Tensor:
+    y = m.fc(x)
+    z = y
+    z += x
+    return torch.relu(z) + y
+
+
+@pytest.mark.parametrize(
+    ("then", "named"),
+    [
+        (_read_again, "in place on a value that is read again"),
+        (lambda m, x: m.fc(x) + m.scale, "outside a layer"),
+        (lambda m, x: torch.nn.functional.relu(m.fc(x)) + x + 1.0, "addition of anything but two"),
+    ],
+)
+def test_what_a_graph_does_not_show_is_refused(then: Callable[[Tensor], Tensor], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        trace(Twice(then).eval())
+
+
+def test_what_python_does_unseen_is_caught_by_running_it() -> None:
+    network = trace(Twice(_added_in_place).eval())
+    with pytest.raises(ModelError, match="do not give its logits"):
+        walk.check_faithful(network, torch.ones(3, 4))
+    walk.check_faithful(trace(networks.build("residual", 0)), networks.images(3, 0))
+
+
+def test_in_place_is_fine_where_nobody_else_reads() -> None:
+    model = Twice(lambda m, x: m.relu(m.fc(x)) + x).eval()  # type: ignore[arg-type, call-arg, misc]
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(walk.centre_logits(trace(model), x), model(x).double(), atol=1e-6)
+
+
+def test_shared_weights_and_hooks_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()
+    model[2].weight = model[0].weight
+    with pytest.raises(ModelError, match=r"two layers share \(0\.weight and 2\.weight\)"):
+        trace(model)
+    hooked = nn.Sequential(nn.Linear(4, 4)).eval()
+    hooked[0].register_forward_hook(lambda module, inputs, out: 2 * out)
+    with pytest.raises(ModelError, match="forward hooks of 0"):
+        trace(hooked)

@@ -13,6 +13,7 @@ from mpviz.certificates import bounds, boxes, families, smooth, walk
 from mpviz.errors import ModelError
 from mpviz.nets.architectures import fashion_vit
 from mpviz.nets.last_block import last_block
+from mpviz.nets.timm_import import import_timm
 
 PARTS = ("attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -109,7 +110,7 @@ def test_a_weight_before_the_last_attention_is_refused_by_name() -> None:
 
 
 def test_other_transformers_are_refused_with_the_reason() -> None:
-    with pytest.raises(ModelError, match="no vision transformer"):
+    with pytest.raises(ModelError, match="no plain vision transformer"):
         last_block(nn.Sequential(nn.Linear(2, 2)).eval())
     model = vit(0)
     model.global_pool = "avg"
@@ -118,4 +119,12 @@ def test_other_transformers_are_refused_with_the_reason() -> None:
     model = vit(0)
     model.blocks[-1].mlp.act = nn.SiLU().eval()
     with pytest.raises(ModelError, match="another activation"):
+        last_block(model)
+
+
+def test_a_second_head_is_not_overlooked() -> None:
+    timm = import_timm()
+    settings = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
+    model = timm.models.deit.VisionTransformerDistilled(**settings).eval()
+    with pytest.raises(ModelError, match="no plain vision transformer"):
         last_block(model)
