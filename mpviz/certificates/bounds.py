@@ -117,7 +117,8 @@ def margin_bound(
     """Least z_target − z_class over all members of `family` and the inputs of its ball.
 
     images: Float["n ..."]; target: Int["n"], usually the dense prediction. arithmetic: the bound holds for members
-    evaluated exactly or in float64, in any order of summation ("float64"), or in float32 as well ("float32").
+    evaluated exactly or in float64 ("float64"), or in float32 as well ("float32"), by plain sums of products in any
+    order; Winograd or FFT convolutions and TF32 round otherwise and are not covered.
     Raises DataError for an empty sample set, labels outside the classes or logits that are not finite, Cancelled.
     """
     if arithmetic not in ROUNDOFF:

@@ -128,7 +128,8 @@ def margins(view: CertificateView | None, theme: str = "light", sample: int | No
     """Margins of the dense network, stacked by what pruning did: certified, unchanged without proof, changed.
 
     Lines: 2η of the median sample and of the one at the 95th percentile; a margin right of its own 2η cannot have
-    changed its label. sample: a row of the samples whose margin and 2η are marked.
+    changed its label. sample: a row of the samples whose margin (solid) and 2η (dashed) are
+    marked.
     """
     if view is None:
         return empty(EMPTY, theme)
@@ -179,8 +180,8 @@ def _margin_title(view: CertificateView, sample: int | None) -> tuple[str, str]:
     counts = (int(s.certified.sum()), int((~s.certified & ~s.changed).sum()), int(s.changed.sum()))
     certified, open_, changed = map(text.count, counts)
     title = f"<b>{certified}</b> certified, {open_} unchanged without proof, {changed} changed"
-    marked = "" if sample is None else f"; orange: sample {int(s.index[sample])}, its margin and dashed its 2η"
-    return title, f"measured: this mask, {text.count(len(s))} {text.escape(view.split)} images{marked}"
+    marked = "" if sample is None else f"; orange: sample {int(s.index[sample])}"
+    return title, f"measured, {text.count(len(s))} {text.escape(view.split)} images{marked}"
 
 
 def attribution(view: CertificateView | None, theme: str = "light", sample: int | None = None) -> Json:
