@@ -88,6 +88,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
+    @property
+    def grey_level(self) -> float | None:
+        """One step of a pixel (1/255 of full white for 8 bits) in input units; None where it is unknown."""
+        data = self.dataset
+        return 1 / (data.full_scale * data.std) if isinstance(data, ImageArrays) else None
+
     def loader(self, batch: int = 250, seed: int | None = None, workers: int = 0) -> DataLoader:
         """Batches (Float["b c h w"], Int["b"]); shuffled by `seed`, in order when it is None."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)

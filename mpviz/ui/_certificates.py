@@ -13,11 +13,13 @@ from mpviz.ui._coverage import spread
 from mpviz.ui.theme import Colour, Json, Palette, axis, empty, faint, hatch, layout, note, palette
 
 if TYPE_CHECKING:
-    from mpviz.workbench.proofs import CertificateView, SampleView, TierCurve
+    from mpviz.workbench.proof_views import CertificateView, SampleView, TierCurve
 
 EMPTY = "Nothing is proved yet:<br>press <b>Prove</b>, or call certify()."
-_DASH = {"slider": "solid", "path": "dash", "bracket": "dashdot", "sub-masks": "dot"}
-_LABEL_GAP = 8.0
+_DASH = {"slider": "solid", "path": "dash", "bracket": "dashdot", "sub-masks": "dot", "ball": "longdash",
+         "first order": "dot"}  # fmt: skip
+TIER_WORDS = {"measured": "margin > 2η", "population": "all data, at least", "gaussian": "if Gaussian"}
+_LABEL_GAP = 14.0
 _BINS = 40
 _MOST_BARS = 32
 
@@ -35,6 +37,7 @@ def tiers(view: CertificateView | None, theme: str = "light", shown: Sequence[st
     drawn = {name: view.curves[name] for name in names if np.isfinite(view.curves[name].coverage).any()}
     x = (100 * view.positions).tolist()
     data = [_band(x, drawn, colours)] if {"unchanged"} < set(drawn) and view.scope == "all layers" else []
+    data += [_model_band(x, curve, colours) for curve in drawn.values() if curve.tier == "gaussian"]
     data += [_line(x, curve, view, colours) for curve in drawn.values()]
     base = layout(theme, *_title(view, names, drawn, theme))
     base["margin"]["r"] = 118
@@ -89,18 +92,30 @@ def _band(x: list[float], drawn: dict[str, TierCurve], colours: Palette) -> Json
             "fill": "toself", "fillcolor": faint(colours.bound.fill, 0.16), "hoverinfo": "skip"}  # fmt: skip
 
 
+def _model_band(x: list[float], curve: TierCurve, colours: Palette) -> Json:
+    """Below the gaussian line: what would hold of a model of the removed weights."""
+    ys = [100 * value for value in curve.coverage.tolist() if math.isfinite(value)]
+    xs = [at for at, value in zip(x, curve.coverage.tolist(), strict=True) if math.isfinite(value)]
+    return {"type": "scatter", "name": "model", "x": xs, "y": ys, "mode": "lines", "line": {"width": 0},
+            "fill": "tozeroy", "fillcolor": faint(colours.gaussian.fill, 0.3), "hoverinfo": "skip"}  # fmt: skip
+
+
 def _labels(x: list[float], drawn: dict[str, TierCurve], colours: Palette) -> list[Json]:
-    words = {"measured": "margin > 2η", "population": "all data, at least"}
     ends = []
     for name, curve in drawn.items():
         known = np.flatnonzero(np.isfinite(curve.coverage))
         ends.append((100 * float(curve.coverage[known[-1]]), name, x[known[-1]]))
     ends.sort(key=lambda end: -end[0])
-    heights = spread([end[0] for end in ends], _LABEL_GAP)
+    heights = spread([end[0] for end in ends], min(_LABEL_GAP, 100 / max(len(ends) - 1, 1)))
     right = max((end[2] for end in ends), default=0.0)
     return [
         note(
-            words.get(name, name), _tier_colour(drawn[name], colours).text, x=right, y=height, xanchor="left", xshift=8
+            TIER_WORDS.get(name, name),
+            _tier_colour(drawn[name], colours).text,
+            x=right,
+            y=height,
+            xanchor="left",
+            xshift=8,
         )
         for height, (_, name, _) in zip(heights, ends, strict=True)
     ]
@@ -108,13 +123,14 @@ def _labels(x: list[float], drawn: dict[str, TierCurve], colours: Palette) -> li
 
 def _title(view: CertificateView, names: list[str], drawn: dict[str, TierCurve], theme: str) -> tuple[str, str]:
     colours = palette(theme)
-    best = [(view.here[name], name) for name in ("slider", "path") if name in drawn and name in view.here]
+    known = [name for name in ("slider", "path") if name in drawn and math.isfinite(view.here.get(name, math.nan))]
     at = f"at {text.percent(view.sparsity)} sparsity"
     images = f"{text.count(len(view.samples))} {text.escape(view.split)} images"
-    if not best or not math.isfinite(max(best)[0]):
+    if not known:
         title = f"{at} <b>{text.percent(view.here['unchanged'])}</b> of predictions unchanged"
     else:
-        share, name = max(best)
+        name = known[0]
+        share = view.here[name]
         word = f"<span style='color:{colours.bound.text}'><b>{text.percent(share)}</b></span>"
         where = "" if view.scope == "all layers" else f" for {text.escape(view.scope)}"
         title = f"{at} {word} of predictions proved ({text.escape(name)}){where}"
@@ -221,6 +237,16 @@ def attribution(view: CertificateView | None, theme: str = "light", sample: int 
                   "hovertemplate": "%{x:.3g} logits<extra></extra>"}],
         "layout": base,
     }  # fmt: skip
+
+
+def aged(figure: Json, why: str = "of an older plan; press Prove again") -> Json:
+    """The figure greyed, with a second line that says so: what is drawn no longer belongs to the controls beside it."""
+    for trace in figure["data"]:
+        trace["opacity"] = 0.35
+    title = figure["layout"].get("title")
+    if title and figure["data"]:
+        title["text"] += f" <b>({why})</b>"
+    return figure
 
 
 def why_not(samples: SampleView, row: int, classes: Sequence[str] = ()) -> list[str]:

@@ -44,12 +44,14 @@
   };
   follow();
 
-  const take = ({ take: what, form }, card) => {
+  const take = ({ take: named, form }, card) => {
+    const what = card && named === "coverage" ? card.dataset.shown : named; // one menu for all figures of that card
     if (form !== "png" && form !== "svg") {
       document.dispatchEvent(new CustomEvent("mpviz-take", { detail: { what, form } }));
       return;
     }
-    const plot = deep(card, ".js-plotly-plot");
+    const faces = [...card.querySelectorAll(".face")].filter((face) => getComputedStyle(face).visibility === "visible");
+    const plot = [...faces, card].map((place) => deep(place, ".js-plotly-plot")).find(Boolean);
     const { clientWidth: width, clientHeight: height, layout } = plot;
     const filename = layout.meta ?? what;
     Plotly.downloadImage(plot, { format: form, width, height, filename, scale: form === "png" ? 2 : 1 });

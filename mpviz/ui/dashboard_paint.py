@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
+from mpviz.ui import cards, figures, rows, text
 from mpviz.ui import dashboard_words as words
-from mpviz.ui import figures, rows, text
 from mpviz.ui.layer_figure import layer_figure, look
-from mpviz.ui.takeaway import stamped
+from mpviz.ui.sample_rows import sample_cells
+from mpviz.ui.takeaway import proof_figure, stamped
 from mpviz.workbench.names import PLAN
 from mpviz.workbench.views import JobStatus
 
@@ -48,8 +49,8 @@ _NEEDS_LAYERS = ("lock", *(name for pair in OWN_BETA.values() for name in pair))
 class Seen:
     """What the page shows besides the Workbench. wb: None until the first network is loaded. edit: counts draggings.
 
-    lower: what the card below the spectrum shows, "budgets", "layers" or "spikes". right: what the card beside the
-    spectrum shows, "coverage", "tiers", "margins" or "attribution".
+    lower: what the card below the spectrum shows, "budgets", "layers", "spikes" or "samples". right: what the card
+    beside the spectrum shows, "coverage", "tiers", "margins", "attribution" or "cards".
     """
 
     wb: Workbench | None
@@ -112,16 +113,30 @@ def _coverage(roots: Roots, seen: Seen, wb: Workbench) -> None:
 
 
 def _proofs(roots: Roots, seen: Seen, wb: Workbench) -> None:
-    if seen.right == "coverage":
+    if seen.right in ("coverage", "cards"):
         return
     view = wb.proofs
     row = None if view is None else min(wb.sample, len(view.samples) - 1)
-    if seen.right == "tiers":
-        figure = figures.tiers(view, seen.theme)
-    else:
-        figure = getattr(figures, seen.right)(view, seen.theme, row)
-    roots["proofs"].object = stamped(figure, wb, seen.right)
-    roots["why"].object = words.why_html(view, seen.right, row, wb.proofs_are_current)
+    roots["proofs"].object = stamped(proof_figure(wb, seen.right, seen.theme), wb, seen.right)
+    roots["why"].object = words.why_html(view, seen.right, row, wb.tiers)
+
+
+def _tiers(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    roots["tiers"].value = list(wb.tiers)
+    if seen.right == "cards":
+        roots["cards"].object = cards.html(wb.tiers, wb.proofs)
+
+
+def _sample_rows(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if seen.lower == "samples":
+        cells = sample_cells(wb.proofs)
+        selected = "" if wb.proofs is None else str(min(wb.sample, len(wb.proofs.samples) - 1))
+        roots["sample_rows"].param.update(cells=cells, ids=rows.keys(cells, "row"), selected=selected)
+
+
+def _sample(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if wb.proofs is not None:
+        roots["sample_rows"].selected = str(min(wb.sample, len(wb.proofs.samples) - 1))
 
 
 def _layers(roots: Roots, seen: Seen, wb: Workbench) -> None:
@@ -170,7 +185,8 @@ def _job(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
     busy = seen.job.busy
     for name in ("model", "other", "open", "data"):
         roots[name].disabled = busy
-    roots["prune"].disabled = roots["prove"].disabled = busy or wb is None
+    for name in ("prune", "prove", "precompute"):
+        roots[name].disabled = busy or wb is None
     roots["cancel"].disabled = not busy
     roots["checkpoint"].disabled = wb is None or wb.comparison is None
     for name in _NEEDS_NETWORK:
@@ -227,7 +243,10 @@ _WITH_NETWORK: list[tuple[Callable[[Roots, Seen, Workbench], None], set[str]]] =
     (_budget_rows, {"budgets", "table", "layer", "lower"}),
     (_spike_rows, {"spectrum", "lower"}),
     (_coverage, {"curve", "theme"}),
-    (_proofs, {"proofs", "sample", "theme", "right", "split", "model", *PLAN}),
+    (_proofs, {"proofs", "sample", "tiers", "theme", "right", "split", "model", *PLAN}),
+    (_tiers, {"tiers", "proofs", "right"}),
+    (_sample_rows, {"proofs", "lower"}),
+    (_sample, {"sample"}),
     (_strip, {"table", "layer", "theme"}),
     (_spectrum, {"spectrum", "scale", "log_y", "view", "theme"}),
     (_lock, {"layer", "locked", "budgets"}),

@@ -18,10 +18,12 @@ from panel.util import LazyHTMLSanitizer
 from mpviz.nets.paths import data_root
 from mpviz.ui.css import read_shared
 from mpviz.ui.dashboard_words import read_page_file
-from mpviz.ui.figures import CONFIG, empty
+from mpviz.ui.figures import CONFIG, TIER_WORDS, empty
 from mpviz.ui.layer_figure import LOOKS
 from mpviz.ui.rows import LAYER_COLUMNS, SPIKE_COLUMNS, Column
+from mpviz.ui.sample_rows import SAMPLE_COLUMNS, SAMPLES_EMPTY
 from mpviz.ui.theme import Json
+from mpviz.workbench.names import TIERS, TIERS_SHOWN
 
 DATA = ("fashion-mnist", "digits")
 
@@ -129,6 +131,11 @@ def choice(options: dict[str, Any], value: Any, *css_classes: str) -> pn.widgets
     return pn.widgets.RadioButtonGroup(options=options, value=value, **_style(css_classes))
 
 
+def switches(options: dict[str, str], on: Iterable[str]) -> pn.widgets.CheckButtonGroup:
+    """Buttons of which any number is down."""
+    return pn.widgets.CheckButtonGroup(options=options, value=list(on), **_style(["tight", "switches"]))
+
+
 def checkbox(label: str, value: bool) -> pn.widgets.Checkbox:
     """A box to tick, in small letters."""
     return pn.widgets.Checkbox(label=label, value=value, **_style(["small"]))
@@ -181,11 +188,13 @@ def page_parts(model: str, data: str, with_report: bool) -> dict[str, Any]:
         "coverage": figure_pane(edits={"shapePosition": True}),  # its line is the chosen sparsity
         "proofs": figure_pane(),
         "right": _right(),
-        "sample": integer(0, step=1),
         "why": words(),
+        "cards": words(),
+        "tiers": switches({TIER_WORDS.get(name, name): name for name in TIERS}, TIERS_SHOWN),
         "budgets": figure_pane(),
         "layers": rows(LAYER_COLUMNS, "all layers", "layer", "Choose a model to see its layers."),
         "spikes": rows(SPIKE_COLUMNS, "spikes of the layer in view", "spike", "Nothing stands out of the bulk here."),
+        "sample_rows": rows(SAMPLE_COLUMNS, "samples that were proved", "sample", SAMPLES_EMPTY),
         "lower": _lower(),
         "courier": Courier(width=0, height=0, margin=0),
         **_rail(model, data),
@@ -201,7 +210,7 @@ def _theme() -> pn.widgets.Toggle:
     return made
 
 
-LOWER = ("budgets", "layers", "spikes")
+LOWER = ("budgets", "layers", "spikes", "samples")
 
 
 def _lower() -> pn.widgets.RadioButtonGroup:
@@ -212,15 +221,15 @@ def _lower() -> pn.widgets.RadioButtonGroup:
     return made
 
 
-RIGHT = ("coverage", "tiers", "margins", "attribution")
+RIGHT = ("coverage", "tiers", "margins", "attribution", "cards")
 
 
 def _right() -> pn.widgets.RadioButtonGroup:
-    """What the card beside the spectrum shows; measured coverage is one face, all that is proved the other."""
-    faces = dict(zip(("measured", "proved", "margins", "by layer"), RIGHT, strict=True))
+    """What the card beside the spectrum shows; it changes in the browser at once."""
+    faces = dict(zip(("measured", "proved", "margins", "by layer", "in words"), RIGHT, strict=True))
     made = choice(faces, RIGHT[0], "tight")
-    face = "cb_obj.active === 0 ? 'coverage' : 'proofs'"
-    made.jscallback(value=f"document.querySelector('.card.coverage').dataset.shown = {face}")
+    names = ", ".join(f'"{name}"' for name in RIGHT)
+    made.jscallback(value=f"document.querySelector('.card.coverage').dataset.shown = [{names}][cb_obj.active]")
     return made
 
 
@@ -235,6 +244,7 @@ def _rail(model: str, data: str) -> dict[str, Any]:
         "samples": integer(1000, step=500),
         "prune": button("Prune", "strong", wide=True),
         "prove": button("Prove", wide=True),
+        "precompute": button("Precompute", wide=True),
         "cancel": button("Cancel"),
         "checkpoint": download("Checkpoint", "pruned.safetensors"),
         "recipe": download("Recipe", "recipe.toml"),

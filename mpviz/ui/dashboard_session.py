@@ -65,9 +65,10 @@ class Session:
         on("theme", "value", self._set_theme)
         on("lower", "value", self._set_lower)
         on("right", "value", self._set_right)
-        on("sample", "value", lambda row: self._with(lambda wb: wb.change(sample=max(0, int(row)))))
+        on("tiers", "value", lambda names: self._set("tiers", list(names)))
         on("layers", "said", self._in_layers)
         on("spikes", "said", self._in_spikes)
+        on("sample_rows", "said", self._in_samples)
         on("courier", "said", self._on_courier)
         on("model", "value", lambda name: self.open(model=name))
         on("data", "value", lambda name: self.open(data=name))
@@ -82,6 +83,7 @@ class Session:
             "next": lambda: self._with(lambda wb: wb.next_layer()),
             "prune": lambda: self._with(lambda wb: wb.prune()),
             "prove": self._prove,
+            "precompute": lambda: self._with(lambda wb: wb.precompute()),
             "cancel": self._cancel,
             "dismiss": self._dismiss,
         }
@@ -230,6 +232,15 @@ class Session:
     def _in_spikes(self, said: dict[str, Any]) -> None:
         if said.get("what") != "pick":
             self._send("spikes", "spikes", str(said.get("what")))
+
+    def _in_samples(self, said: dict[str, Any]) -> None:
+        row, what = str(said.get("row", "")), str(said.get("what"))
+        if what != "pick":
+            self._send("sample_rows", "samples", what)
+        elif row.isdigit():
+            if self._right in parts.RIGHT[:2]:
+                self.roots["right"].value = "margins"  # where the sample is marked and explained
+            self._with(lambda wb: wb.change(sample=int(row)))
 
     def _click_layer(self, click: Any) -> None:
         name = _clicked(click)

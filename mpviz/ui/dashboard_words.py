@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpviz.ui import text
@@ -14,7 +14,7 @@ from mpviz.ui.theme import THEMES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mpviz.workbench.proofs import CertificateView
+    from mpviz.workbench.proof_views import CertificateView
     from mpviz.workbench.views import CurveView, JobStatus
 
 EMPTY_COMPARISON = "<p class='quiet'>Press Prune to see what it costs.</p>"
@@ -118,15 +118,12 @@ def footer_html(job: JobStatus, info: Mapping[str, Any], version: str, curve: Cu
     return "<p class='line'>" + " │ ".join(text.escape(part) for part in parts if part) + "</p>"
 
 
-def why_html(view: CertificateView | None, shown: str, row: int | None, current: bool) -> str:
-    """Under the proofs: that they are old, why a tier says nothing, or why one sample is certified or not."""
-    if view is None or row is None:
+def why_html(view: CertificateView | None, shown: str, row: int | None, tiers: Sequence[str]) -> str:
+    """Under the proofs: why one of these tiers says nothing, or why one sample is certified or not."""
+    if view is None or row is None or shown == "attribution":
         return ""
-    old = "" if current else "<b>These are the proofs of an older plan; press Prove again.</b> "
     if shown == "tiers":
-        reasons = sorted({*view.why.values(), view.scope_why} - {""})
-        return f"<div role='status'>{old}{' '.join(text.escape(reason) + '.' for reason in reasons)}</div>"
-    if shown == "attribution" and current:
-        return ""
+        reasons = sorted({*(view.why.get(name, "") for name in tiers), view.scope_why} - {""})
+        return f"<div role='status'>{' '.join(text.escape(reason) + '.' for reason in reasons)}</div>"
     lines = "<br>".join(text.escape(line) for line in why_not(view.samples, row, view.classes))
-    return f"<div role='status'>{old}<b>sample {int(view.samples.index[row])}</b><br>{lines}</div>"
+    return f"<div role='status'><b>sample {int(view.samples.index[row])}</b><br>{lines}</div>"

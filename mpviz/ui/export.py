@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -93,6 +94,7 @@ def file_stem(*parts: str) -> str:
     for part in parts:
         plain = unicodedata.normalize("NFKD", part).encode("ascii", "ignore").decode()
         words = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in plain)
+        words = re.sub(r"\.{2,}", ".", words)  # a way up to the folder above
         kept.append("-".join(filter(None, (word.strip(".") for word in words.split("-")))))
     return "-".join(filter(None, kept))[:_LONGEST].strip("-.") or "mpviz"
 

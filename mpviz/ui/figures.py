@@ -5,7 +5,7 @@ attributes that plotly.js 3 and 4 share. Clicks carry their target in `customdat
 well between 260 and 380 px, the strip from 150.
 """
 
-from mpviz.ui._certificates import attribution, margins, tiers
+from mpviz.ui._certificates import TIER_WORDS, aged, attribution, margins, tiers
 from mpviz.ui._coverage import coverage
 from mpviz.ui._distribution import distribution, quantiles
 from mpviz.ui._evolution import animated, evolution, limit_bulk, limit_spikes
@@ -16,6 +16,8 @@ from mpviz.ui.theme import CONFIG, empty
 
 __all__ = [
     "CONFIG",
+    "TIER_WORDS",
+    "aged",
     "animated",
     "attribution",
     "budgets",

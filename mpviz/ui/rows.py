@@ -25,7 +25,10 @@ BGN = "Benaych-Georges & Nadakuditi (2012)"
 
 @dataclass(frozen=True)
 class Column:
-    """One column. kind: how its cells look; "head", "word", "number", "bar", "badge" or "lock"."""
+    """One column. kind: how its cells look; "head", "word", "number", "bar", "badge", "lock" or "picture".
+
+    The text of a picture is a PNG as data address.
+    """
 
     name: str
     title: str

@@ -88,6 +88,12 @@ function render({ model, el }) {
       button.dataset.state = state;
       button.setAttribute("aria-pressed", String(state === "locked"));
       button.setAttribute("aria-label", data.tip[i]);
+    } else if (kind === "picture") {
+      if (!words.startsWith("data:image/png;base64,")) return void cell.replaceChildren();
+      const image = make("img");
+      image.src = words;
+      image.alt = data.tip?.[i] ?? "";
+      cell.replaceChildren(image);
     } else if (kind === "badge") {
       const state = data.state[i];
       cell.dataset.state = state;
@@ -104,6 +110,11 @@ function render({ model, el }) {
       const cell = make("th", kind);
       cell.scope = "col";
       cell.dataset.column = name;
+      if (!title) {
+        cell.title = tip;
+        line.append(cell);
+        continue;
+      }
       const button = make("button", "", title);
       button.type = "button";
       button.title = `${tip}\n\nClick to sort`;

@@ -17,11 +17,46 @@ if TYPE_CHECKING:
     from mpviz.nets.evolution import Evolution
     from mpviz.workbench.state import Workbench
 
+
+def proof_figure(wb: Workbench, what: str, theme: str) -> Json:
+    """The figure "tiers", "margins" or "attribution", greyed when it is no longer of the present plan."""
+    view = wb.proofs
+    if what == "tiers":
+        figure = figures.tiers(view, theme, wb.tiers)
+    else:
+        row = None if view is None else min(wb.sample, len(view.samples) - 1)
+        figure = {"margins": figures.margins, "attribution": figures.attribution}[what](view, theme, row)
+    return figure if wb.proofs_are_current else figures.aged(figure)
+
+
+def _tiers_table(wb: Workbench) -> pd.DataFrame | None:
+    view = wb.proofs
+    if view is None:
+        return None
+    columns = {name: curve.coverage for name, curve in view.curves.items()}
+    return pd.DataFrame(columns, index=pd.Index(view.positions, name="sparsity"))
+
+
+def _samples_table(wb: Workbench) -> pd.DataFrame | None:
+    view = wb.proofs
+    if view is None:
+        return None
+    s = view.samples
+    plain = {"label": s.label, "dense": s.dense_top[:, 0], "dense_second": s.dense_top[:, 1],
+             "pruned": s.pruned_top[:, 0], "pruned_second": s.pruned_top[:, 1], "margin": s.margin,
+             "pruned_margin": s.pruned_margin, "eta": s.eta, "changed": s.changed,
+             "certified": s.certified}  # fmt: skip
+    return pd.DataFrame(plain | dict(s.lower), index=pd.Index(s.index, name="sample"))
+
+
 FIGURES: dict[str, Callable[[Workbench, str], Json]] = {
     "strip": lambda wb, theme: figures.strip(wb.table, wb.layer, theme),
     "spectrum": lambda wb, theme: layer_figure(wb.spectrum, wb.view, wb.scale, wb.log_y, theme),
     "coverage": lambda wb, theme: figures.coverage(wb.curve, theme),
     "budgets": lambda wb, theme: figures.budgets(wb.budgets, wb.layer, theme),
+    "tiers": lambda wb, theme: proof_figure(wb, "tiers", theme),
+    "margins": lambda wb, theme: proof_figure(wb, "margins", theme),
+    "attribution": lambda wb, theme: proof_figure(wb, "attribution", theme),
 }
 TABLES: dict[str, Callable[[Workbench], pd.DataFrame | None]] = {
     "layers": lambda wb: layer_table(wb.table, wb.budgets),
@@ -29,6 +64,8 @@ TABLES: dict[str, Callable[[Workbench], pd.DataFrame | None]] = {
     "budgets": lambda wb: wb.budgets,
     "curve": lambda wb: curve_table(wb.curve),
     "comparison": lambda wb: wb.comparison,
+    "tiers": _tiers_table,
+    "samples": _samples_table,
 }
 
 
@@ -53,7 +90,9 @@ def take(wb: Workbench, what: str, form: str, theme: str = "light") -> File:
         raise MpvizError(f"no table is called {what!r}; {nearest(what, TABLES)}")
     table = TABLES[what](wb)
     if table is None:
-        raise MpvizError("nothing is pruned yet, so there is no before and after; press Prune first")
+        if what == "comparison":
+            raise MpvizError("nothing is pruned yet, so there is no before and after; press Prune first")
+        raise MpvizError("nothing is proved yet; press Prove first")
     return table_file(table, stem(wb, what), form)
 
 

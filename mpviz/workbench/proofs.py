@@ -13,101 +13,25 @@ from torch import Tensor, nn
 from mpviz.certificates.attribution import attribute
 from mpviz.certificates.bounds import Options
 from mpviz.certificates.certify import Slider, tier_results
+from mpviz.certificates.first_order import first_order
+from mpviz.certificates.gaussian_masks import gaussian_certified
 from mpviz.certificates.margins import Certificate, TierResult, compare_logits
 from mpviz.certificates.population import population_share
 from mpviz.certificates.scope import Scope, find_scope
-from mpviz.certificates.walk import Start, prepare
-from mpviz.errors import DataError
+from mpviz.certificates.walk import prepare
+from mpviz.errors import DataError, ModelError
 from mpviz.nets.data import Split
 from mpviz.nets.forward import logits, pruned_copy
-from mpviz.nets.graph import Network
 from mpviz.prune.masks import Ranking
+from mpviz.workbench.names import TIERS
+from mpviz.workbench.proof_views import DELTA, CertificateView, SampleView, TierCurve
 
 Masks = Mapping[str, Tensor]
 PROVED = ("slider", "path", "bracket", "sub-masks")
-CURVE_TIERS = ("slider", "path", "sub-masks")
 POSITIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 WIDTH = 0.01
 SMALLEST = 0.05  # sparsity at which the reach of bounds is tried when the plan removes less
-PICTURES = 24
-DELTA = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class TierCurve:
-    """One tier along the slider. coverage: Float64["positions"], shares; NaN where nothing is proved: see `why`.
-
-    tier: how it is known (measured, bound, population); about: the set or the population in words. For the population
-    tier, `coverage` is the lower limit.
-    """
-
-    name: str
-    tier: str
-    about: str
-    coverage: np.ndarray
-    why: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class SampleView:
-    """The samples one by one. index: Int["n"] in the split; label: Int["n"]; dense_top, pruned_top: Int["n 2"] classes;
-    margin, pruned_margin (of the dense prediction), eta: Float64["n"]. lower: {tier: Float64["n"]}, least margin over
-    the set. layers, steps: names and Float64["n layers"], change of the dense top-2 margin by each layer in turn.
-    pictures: {row: UInt8["h w"] or UInt8["h w 3"]} of those that flip or nearly flip.
-    """
-
-    index: np.ndarray
-    label: np.ndarray
-    dense_top: np.ndarray
-    pruned_top: np.ndarray
-    margin: np.ndarray
-    pruned_margin: np.ndarray
-    eta: np.ndarray
-    lower: Mapping[str, np.ndarray]
-    layers: tuple[str, ...]
-    steps: np.ndarray
-    pictures: Mapping[int, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def changed(self) -> np.ndarray:
-        """Bool["n"]: another prediction after pruning."""
-        return self.dense_top[:, 0] != self.pruned_top[:, 0]
-
-    @property
-    def certified(self) -> np.ndarray:
-        """Bool["n"], measured: margin > 2η."""
-        return self.margin > 2 * self.eta
-
-
-@dataclass(frozen=True, eq=False)
-class CertificateView:
-    """Everything the certificate figures draw. sparsity: of the plan; positions: Float64["positions"] of the curves.
-
-    here: {tier: share at the plan itself}; about: {tier: its set in words}; why: {tier: why nothing is proved}.
-    attribution: {layer: mean |change| of the top-2 margin}; eta_share: {layer: its share of the logit steps}.
-    scope: the layers whose masks the bounds speak about, all others dense, and scope_why, why not all. delta: the
-    population tier's chance to fail. violations: certified predictions that changed; any but 0 disproves a bound.
-    """
-
-    model: str
-    split: str
-    classes: tuple[str, ...]
-    sparsity: float
-    positions: np.ndarray
-    curves: Mapping[str, TierCurve]
-    here: Mapping[str, float]
-    about: Mapping[str, str]
-    why: Mapping[str, str]
-    samples: SampleView
-    attribution: Mapping[str, float]
-    eta_share: Mapping[str, float]
-    violations: int
-    scope: str = "all layers"
-    scope_why: str = ""
-    delta: float = DELTA
+PICTURES = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +48,86 @@ class Question:
     seed: int = 0
 
 
+class _Prover:
+    """One question with all that its positions share: samples, dense logits, how far bounds reach."""
+
+    def __init__(self, question: Question, cancelled: Callable[[], bool]) -> None:
+        self.q, self.cancelled = question, cancelled
+        count = min(question.samples, len(question.split))
+        self.images, self.labels = question.split.sample(count, question.seed)
+        self.indices = question.split.indices(count, question.seed)
+        self.dense = logits(question.network, self.images, cancelled=cancelled)
+        self.options = Options(cancelled=cancelled)
+        self.scope: Scope = find_scope(
+            question.network, question.masks_at(max(question.sparsity, SMALLEST)), self.images, self.options
+        )
+        inner = self.scope.network
+        self.ready = prepare(inner, self.scope.layers, self.images) if inner is not None and self.scope.layers else None
+
+    def at(self, sparsity: float) -> Certificate:
+        """All tiers at one sparsity, the bounds of the family around it among them."""
+        masks = self.q.masks_at(sparsity)
+        after = logits(self.q.network, self.images, masks, cancelled=self.cancelled)
+        cert = compare_logits(self.dense, after, self.labels, self.q.split.name, self.indices)
+        tiers = self._bounds(cert, masks, sparsity) | {"ball": self._ball(cert, masks)}
+        tiers["first order"] = self._first_order(masks)
+        tiers["gaussian"] = self._gaussian(masks, cert.margin)
+        return replace(cert, tiers=tiers)
+
+    def _bounds(self, cert: Certificate, masks: Masks, sparsity: float) -> dict[str, TierResult]:
+        scope, q = self.scope, self.q
+        if not scope.layers:
+            return {name: TierResult(name, "bound", "", why=f"no proved bound: {scope.why}") for name in PROVED}
+        pruned = pruned_copy(q.network, scope.of(masks))
+        there = cert
+        if not scope.whole:
+            there = compare_logits(self.dense, logits(pruned, self.images), self.labels, q.split.name, self.indices)
+        slider = Slider(lambda s: scope.of(q.masks_at(s)), min(sparsity, q.limit), min(sparsity + WIDTH, q.limit))
+        results = tier_results(
+            there, q.network, pruned, self.images, PROVED, DELTA, slider, options=self.options, prepared=self.ready
+        )
+        return _sound(there, results)
+
+    def _ball(self, cert: Certificate, masks: Masks) -> TierResult:
+        """Both networks agree within one grey level; only where bounds reach back to the images."""
+        level, inner = self.q.split.grey_level, self.scope.network
+        if level is None or inner is None or inner.entry is not None or not self.scope.whole:
+            why = "one grey level of these images is unknown" if level is None else "bounds do not reach the images"
+            return TierResult("ball", "bound", "", why=f"no proved bound: {why}")
+        pruned = pruned_copy(self.q.network, masks)
+        found = tier_results(cert, self.q.network, pruned, self.images, ("ball",), radius=level, options=self.options)
+        about = "dense and pruned agree on every input within one grey level a pixel"
+        return replace(_sound(cert, found)["ball"], about=about)
+
+    def _first_order(self, masks: Masks) -> TierResult:
+        moving = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        about = "the margin of the two top classes stays positive, to first order in the removed weights"
+        try:
+            left = first_order(self.q.network, self.images, moving or masks, cancelled=self.cancelled).predicted
+        except ModelError as error:
+            return TierResult("first order", "estimate", about, why=f"no first order: {error}")
+        return TierResult("first order", "estimate", about, low=float((left > 0).mean()))
+
+    def _gaussian(self, masks: Masks, margin: np.ndarray) -> TierResult:
+        about = (
+            "if the removed weights were Gaussian and independent, all of these together, with probability "
+            f"{1 - DELTA:g}; products of norms"
+        )
+        try:
+            held = gaussian_certified(self.q.network, masks, self.images, margin, DELTA, self.cancelled)
+        except ModelError as error:
+            return TierResult("gaussian", "gaussian", about, why=f"no gaussian statement: {error}")
+        return TierResult("gaussian", "gaussian", about, low=float(held.mean()))
+
+
+def _sound(cert: Certificate, results: dict[str, TierResult]) -> dict[str, TierResult]:
+    """The results. Raises DataError when one of them certifies a prediction that changed."""
+    broken = replace(cert, tiers=results).violations
+    if broken:
+        raise DataError(f"{broken} certified predictions changed: a bound is wrong here; please report this network")
+    return results
+
+
 def prove(
     question: Question,
     tell: Callable[[float, str], None] = lambda share, what: None,
@@ -131,101 +135,81 @@ def prove(
 ) -> CertificateView:
     """All tiers at the plan and along the slider. Raises Cancelled, and the errors of `certify`."""
     q = question
-    images, labels = q.split.sample(min(q.samples, len(q.split)), q.seed)
-    tell(0.01, "measuring the dense network")
-    dense = logits(q.network, images, cancelled=cancelled)
     positions = [s for s in POSITIONS if s < q.limit]
-    masks = q.masks_at(q.sparsity)
-    tell(0.02, "looking how far bounds reach")
-    scope = find_scope(q.network, q.masks_at(max(q.sparsity, SMALLEST)), images, Options(cancelled=cancelled))
-    ready = prepare(scope.network, scope.layers, images) if scope.network is not None and scope.layers else None
-    cert = _certificate(q, scope, ready, dense, images, labels, q.sparsity, PROVED, cancelled)
-    population = population_share(~cert.changed, DELTA, split="test").low if q.split.name == "test" else np.nan
+    tell(0.01, "looking how far bounds reach")
+    prover = _Prover(q, cancelled)
     found = []
-    for i, s in enumerate(positions):
-        tell(0.1 + 0.6 * i / len(positions), f"proving at {100 * s:.0f} % sparsity")
-        found.append(_certificate(q, scope, ready, dense, images, labels, s, CURVE_TIERS, cancelled))
+    for i, s in enumerate([q.sparsity, *positions]):
+        tell(0.05 + 0.65 * i / (1 + len(positions)), f"proving at {100 * s:.0f} % sparsity")
+        found.append(prover.at(s))
+    cert, along = found[0], found[1:]
     tell(0.7, "what each layer changes")
+    masks = q.masks_at(q.sparsity)
     some = {name: mask for name, mask in masks.items() if not bool(mask.all())} or dict(masks)
     parts = attribute(
-        q.network, images, some, progress=lambda f: tell(0.7 + 0.25 * f, "what each layer changes"), cancelled=cancelled
-    )
-    pruned = logits(q.network, images, masks, cancelled=cancelled)
+        q.network, prover.images, some, progress=lambda f: tell(0.7 + 0.25 * f, "what each layer changes"),
+        cancelled=cancelled,
+    )  # fmt: skip
+    pruned = logits(q.network, prover.images, masks, cancelled=cancelled)
     steps = np.abs(parts.step).sum(axis=0)
+    known = {"measured": cert.coverage, "unchanged": cert.unchanged}
+    if q.split.name == "test":
+        known["population"] = population_share(~cert.changed, DELTA, split="test").low
     return CertificateView(
         model=q.name,
         split=q.split.name,
         classes=tuple(q.split.classes),
         sparsity=q.sparsity,
         positions=np.array(positions),
-        curves=_curves(found, q.split.name, len(positions)),
-        here={"measured": cert.coverage, "unchanged": cert.unchanged, "population": population}
-        | {name: tier.coverage for name, tier in cert.tiers.items()},
+        curves=_curves(along, q.split.name),
+        here=known | {name: _share(tier) for name, tier in cert.tiers.items()},
         about={name: tier.about for name, tier in cert.tiers.items()},
         why={name: tier.why for name, tier in cert.tiers.items() if tier.why},
-        scope=scope.words,
-        scope_why=scope.why,
-        samples=_samples(cert, dense, pruned, images, parts.layers, parts.margin),
+        scope=prover.scope.words,
+        scope_why=prover.scope.why,
+        samples=_samples(cert, prover.dense, pruned, prover.images, parts.layers, parts.margin),
         attribution=dict(zip(parts.layers, np.abs(parts.margin).mean(axis=0).tolist(), strict=True)),
         eta_share=dict(zip(parts.layers, (steps / max(steps.sum(), 1e-300)).tolist(), strict=True)),
-        violations=0,  # `_certificate` stops at the first
+        violations=0,  # `_sound` stops at the first
     )
 
 
-def _certificate(
-    q: Question,
-    scope: Scope,
-    ready: tuple[Network, Start] | None,
-    dense: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    sparsity: float,
-    tiers: tuple[str, ...],
-    cancelled: Callable[[], bool],
-) -> Certificate:
-    """The measured certificate at one sparsity, with the bounds of the family around it."""
-    indices = q.split.indices(min(q.samples, len(q.split)), q.seed)
-    masks = q.masks_at(sparsity)
-    after = logits(q.network, images, masks, cancelled=cancelled)
-    cert = compare_logits(dense, after, labels, q.split.name, indices)
-    if not scope.layers:
-        why = {name: TierResult(name, "bound", "", why=f"no proved bound: {scope.why}") for name in tiers}
-        return replace(cert, tiers=why)
-    some = scope.of(masks)
-    pruned = pruned_copy(q.network, some)
-    there = cert if scope.whole else compare_logits(dense, logits(pruned, images), labels, q.split.name, indices)
-    slider = Slider(lambda s: scope.of(q.masks_at(s)), min(sparsity, q.limit), min(sparsity + WIDTH, q.limit))
-    options = Options(cancelled=cancelled)
-    results = tier_results(there, q.network, pruned, images, tiers, DELTA, slider, options=options, prepared=ready)
-    broken = replace(there, tiers=results).violations
-    if broken:
-        raise DataError(f"{broken} certified predictions changed: a bound is wrong here; please report this network")
-    return replace(cert, tiers=results)
+def _share(tier: TierResult) -> float:
+    """What a tier says of all samples together; NaN where it says nothing."""
+    if tier.why:
+        return float("nan")
+    return tier.coverage if tier.certified is not None else tier.low
 
 
-def _curves(found: list[Certificate], split: str, positions: int) -> dict[str, TierCurve]:
-    curves = {
-        "measured": TierCurve(
-            "measured", "measured", "this mask, these samples", np.array([one.coverage for one in found])
-        ),
-        "unchanged": TierCurve(
-            "unchanged", "measured", "the same prediction", np.array([one.unchanged for one in found])
-        ),
-    }
+_ABOUT = {
+    "slider": f"every slider position within the next {100 * WIDTH:g} %",
+    "path": "every θ of the path",
+    "bracket": f"every mask between here and {100 * WIDTH:g} % more, in any order",
+    "sub-masks": "every sub-mask of the budget",
+}
+
+
+def _curves(found: list[Certificate], split: str) -> dict[str, TierCurve]:
+    """One curve a tier, from the certificates along the slider."""
+
+    def curve(name: str, tier: str, about: str, values: list[float], why: str = "") -> TierCurve:
+        return TierCurve(name, tier, about, np.array(values), why)
+
+    curves = [
+        curve("unchanged", "measured", "the same prediction", [one.unchanged for one in found]),
+        curve("measured", "measured", "this mask, these samples", [one.coverage for one in found]),
+    ]
     if split == "test":
-        low = [population_share(~one.changed, DELTA, positions, split=split).low for one in found]
-        about = f"unchanged in all data, at all {positions} positions together, with probability {1 - DELTA:g}"
-        curves["population"] = TierCurve("population", "population", about, np.array(low))
-    abouts = {
-        "slider": f"every slider position within the next {100 * WIDTH:g} %",
-        "path": "every θ of the path",
-        "sub-masks": "every sub-mask of the budget",
-    }
-    for name in CURVE_TIERS:
+        low = [population_share(~one.changed, DELTA, len(found), split=split).low for one in found]
+        about = f"unchanged in all data, at all {len(found)} positions together, with probability {1 - DELTA:g}"
+        curves.append(curve("population", "population", about, low))
+    for name, tier in found[0].tiers.items() if found else ():
         results = [one.tiers[name] for one in found]
         why = next((result.why for result in results if result.why), "")
-        curves[name] = TierCurve(name, "bound", abouts[name], np.array([r.coverage for r in results]), why)
-    return curves
+        about = _ABOUT.get(name) or next((result.about for result in results if result.about), "")
+        curves.append(curve(name, tier.tier, about, [_share(result) for result in results], why))
+    by_name = {one.name: one for one in curves}
+    return {name: by_name[name] for name in TIERS if name in by_name}
 
 
 def _samples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import param
 
 from mpviz.workbench.measure import EMPTY_CURVE
-from mpviz.workbench.names import VIEWS
+from mpviz.workbench.names import TIERS_SHOWN, VIEWS
 from mpviz.workbench.views import JobStatus
 
 
@@ -30,6 +30,7 @@ class Settings(param.Parameterized):
     shuffled = param.Boolean(False, doc="draw the same entries in random order beside it")
 
     sample = param.Integer(0, bounds=(0, None), doc="row of the proved samples that is looked at")
+    tiers = param.List(list(TIERS_SHOWN), item_type=str, doc="tiers that are drawn and explained")
 
     table = param.DataFrame(None, doc="of mp.analyze")
     budgets = param.DataFrame(None, doc="one row a prunable layer")

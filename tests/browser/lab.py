@@ -184,17 +184,19 @@ class View:
 
     def wait_painted(self, figures: int = 4) -> None:
         """Wait until all figures show something."""
-        self.root.locator(".js-plotly-plot .gtitle").nth(figures - 1).wait_for(timeout=90_000)
+        self.root.locator(".js-plotly-plot:visible .gtitle").nth(figures - 1).wait_for(timeout=90_000)
+
+    def plot(self, number: int) -> Locator:
+        """A figure; those seen are counted from the top left."""
+        return self.root.locator(".js-plotly-plot:visible").nth(number)
 
     def data(self, number: int) -> Any:
-        """The traces of a figure as the page has them; figures are counted from the top left."""
-        return self.root.locator(".js-plotly-plot").nth(number).evaluate("div => JSON.parse(JSON.stringify(div.data))")
+        """The traces of a figure as the page has them."""
+        return self.plot(number).evaluate("div => JSON.parse(JSON.stringify(div.data))")
 
     def layout(self, number: int) -> Any:
         """The layout of a figure as the page has it."""
-        return (
-            self.root.locator(".js-plotly-plot").nth(number).evaluate("div => JSON.parse(JSON.stringify(div.layout))")
-        )
+        return self.plot(number).evaluate("div => JSON.parse(JSON.stringify(div.layout))")
 
     def button(self, name: str) -> Locator:
         """A button by its words or its tooltip; those inside tables are the tables' own."""
@@ -203,7 +205,7 @@ class View:
 
     def press_timed(self, label: str, keys: list[str], figures: list[int], pause: float = 0.5) -> list[float]:
         """Milliseconds from each key on a slider's handle until all these figures are on the screen again."""
-        plots = [self.root.locator(".js-plotly-plot").nth(number).element_handle() for number in figures]
+        plots = [self.root.locator(".js-plotly-plot:visible").nth(number).element_handle() for number in figures]
         handle = self.slider(label).element_handle()
         arguments = {"handle": handle, "plots": plots, "keys": keys, "pause": 1000 * pause}
         return self.page.evaluate(_TIMED, arguments)

@@ -461,9 +461,39 @@ def test_prove_shows_its_tiers_and_why_a_sample_is_not_certified(dashboard: Page
     press(dashboard, "Prove")
     card = dashboard.locator(".card.coverage")
     card.get_by_text("of predictions proved").wait_for(timeout=START)
-    card.get_by_text("sub-masks", exact=True).wait_for()
+    card.locator("text", has_text="sub-masks").wait_for()
     press(dashboard, "margins")
     card.get_by_text("unchanged without proof").wait_for()
     card.get_by_text("logits ahead of").wait_for()
     press(dashboard, "by layer")
     card.get_by_text("moves its margin most").wait_for()
+
+
+def test_samples_have_pictures_and_tiers_have_words_and_switches(dashboard: Page, tmp_path: Path) -> None:
+    press(dashboard, "Prove")
+    card = dashboard.locator(".card.coverage")
+    card.get_by_text("of predictions proved").wait_for(timeout=START)
+    press(dashboard, "samples")
+    row = dashboard.locator(".card.budgets tbody tr").filter(has=dashboard.locator("img"))
+    row.first.wait_for()
+    assert row.first.locator("img").evaluate("image => image.naturalWidth") == 28
+    number = row.nth(1).locator("th").inner_text()
+    row.nth(1).click()
+    card.get_by_text(f"sample {number}", exact=True).wait_for()
+    press(dashboard, "in words")
+    card.get_by_text("Every position of the slider in a stretch").wait_for()
+    assert card.get_by_text("Every mask between two sparsities").count() == 0
+    press(dashboard, "bracket")
+    card.get_by_text("Every mask between two sparsities").wait_for()
+    assert card.get_by_text("logits ahead of").filter(visible=True).count() == 0
+    press(dashboard, "proved")
+    card.get_by_text("bracket", exact=True).nth(1).wait_for()
+    for form in ("PNG", "HTML"):
+        card.locator("summary").click()
+        with dashboard.expect_download() as started:
+            card.get_by_role("button", name=form, exact=True).click()
+        assert started.value.suggested_filename == f"fashion-mlp-tiers.{form.lower()}"
+    slider = dashboard.get_by_role("slider", name="sparsity")
+    slider.focus()
+    slider.press("ArrowRight")
+    card.get_by_text("of an older plan").wait_for()

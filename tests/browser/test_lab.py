@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 STRIP, SPECTRUM, COVERAGE, BUDGETS = range(4)  # the figures of a view, from the top left
 WORKBENCH = "import mpviz as mp\nwb = mp.Workbench('fashion-mlp')\nwb"
+CERTIFICATES = "from mpviz.ui.widgets import certificate_view\ncertificate_view(wb)"
 # forty batches of a fifth of a second: time enough to cancel
 SLOW = """
 import time
@@ -43,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Lab
 
 @pytest.fixture(scope="module")
 def notebook(server: LabServer, browser: Browser) -> Iterator[Notebook]:
-    write_notebook(server.folder / "workbench.ipynb", WORKBENCH, SLOW)
+    write_notebook(server.folder / "workbench.ipynb", WORKBENCH, SLOW, CERTIFICATES)
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     context.set_default_timeout(30_000)
     opened = Notebook(context.new_page(), server)
@@ -240,7 +241,7 @@ def test_the_view_changes_and_the_null_appears(view: View) -> None:
 
 
 def test_a_figure_is_taken_away_as_picture_and_page(view: View) -> None:
-    plot = view.root.locator(".js-plotly-plot").nth(BUDGETS)
+    plot = view.plot(BUDGETS)
     for title, start in (
         ("Download as PNG", b"\x89PNG"),
         ("Download as SVG", b"<svg"),
@@ -258,6 +259,39 @@ def test_what_was_scrolled_away_comes_back_up_to_date(notebook: Notebook, view: 
     view = notebook.view(0)
     view.wait_painted()
     assert "331" in view.layout(BUDGETS)["title"]["text"]
+
+
+def test_prove_turns_to_what_is_proved_and_lists_the_samples(view: View) -> None:
+    view.button("Prove").click()
+    assert eventually(lambda: "proved" in str(view.layout(COVERAGE)["title"]["text"]), view.page, 90)
+    drawn = {trace["name"] for trace in view.data(COVERAGE)}
+    assert {"slider", "path", "unchanged", "first order"} <= drawn
+    view.button("samples").click()
+    rows = view.root.locator(".mpviz-rows:visible tbody tr")
+    assert eventually(lambda: rows.count() == 300, view.page)
+    assert rows.first.locator("img").evaluate("image => image.naturalWidth") == 28
+    assert "flipped" in rows.first.inner_text()
+    view.button("budgets").click()
+    view.button("measured").click()
+    assert eventually(lambda: "certified" in str(view.layout(COVERAGE)["title"]["text"]), view.page)
+
+
+def test_teachers_switch_tiers_on_one_by_one(notebook: Notebook) -> None:
+    view = notebook.view(2)
+    view.root.locator(".js-plotly-plot:visible").first.wait_for(timeout=60_000)
+    names = lambda: {trace["name"] for trace in view.data(0)}  # noqa: E731
+    assert eventually(lambda: "slider" in names(), view.page)
+    assert "bracket" not in names()
+    view.root.get_by_label("bracket", exact=True).check()
+    assert eventually(lambda: "bracket" in names(), view.page)
+    assert view.root.get_by_text("Every mask between two sparsities").is_visible()
+    rows = view.root.locator(".mpviz-rows:visible tbody tr")
+    number = rows.nth(2).locator("th").inner_text()
+    rows.nth(2).click()
+    assert eventually(lambda: view.root.get_by_text(f"sample {number}", exact=True).count() == 1, view.page)
+    box = view.root.bounding_box()
+    assert box and box["height"] <= 760
+    assert view.root.evaluate("div => div.scrollWidth - div.clientWidth") <= 0
 
 
 def test_cancel_cancels(notebook: Notebook) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mpviz.ui import figures
+from mpviz.ui import cards, figures
 from mpviz.ui._certificates import why_not
+from mpviz.ui.sample_rows import SAMPLE_COLUMNS, sample_cells
 from mpviz.ui.theme import palette
-from mpviz.workbench.proofs import CertificateView, SampleView, TierCurve
+from mpviz.workbench.names import TIERS
+from mpviz.workbench.proof_views import CertificateView, SampleView, TierCurve
 
 HOSTILE = "<b onclick='alert(1)'>x</b>"
 
@@ -115,3 +121,57 @@ def test_why_a_sample_is_not_certified() -> None:
     words = " ".join(why_not(view.samples, close, view.classes))
     assert ("not proved, by" in words) == (view.samples.margin[close] < 1.0)
     assert "fell most by" in words
+
+
+def test_an_old_figure_is_greyed_and_says_so() -> None:
+    figure = figures.aged(figures.tiers(make()))
+    assert all(trace["opacity"] < 0.5 for trace in figure["data"])
+    assert "older plan" in figure["layout"]["title"]["text"]
+    assert "older" not in json.dumps(figures.aged(figures.tiers(None)))
+
+
+def test_estimates_and_models_of_the_weights_do_not_look_proved() -> None:
+    view = make()
+    curves = dict(view.curves) | {
+        "first order": TierCurve("first order", "estimate", "to first order", np.array([1.0, 0.97, 0.9])),
+        "gaussian": TierCurve("gaussian", "gaussian", "if Gaussian", np.array([0.3, 0.1, 0.0])),
+    }
+    figure = figures.tiers(replace(view, curves=curves))
+    drawn = {trace["name"]: trace for trace in figure["data"]}
+    colours = palette("light")
+    assert drawn["first order"]["line"] == {"color": colours.estimate.line, "width": 2, "dash": "dot"}
+    assert drawn["gaussian"]["line"]["color"] == colours.gaussian.line
+    assert drawn["model"]["fill"] == "tozeroy"
+    assert max(drawn["band"]["y"][3:]) == 99.0, "the band starts at the best bound, not at an estimate"
+    shown = {trace["name"] for trace in figures.tiers(view, shown=["unchanged"])["data"]}
+    assert shown == {"unchanged"}
+
+
+def test_samples_are_rows_with_pictures_worst_first() -> None:
+    view = make()
+    pixels = np.arange(28 * 28, dtype=np.uint32).reshape(28, 28).astype(np.uint8)
+    view = replace(view, samples=replace(view.samples, pictures={0: pixels}))
+    cells = sample_cells(view)
+    assert set(cells) == {column.name for column in SAMPLE_COLUMNS} | {"row"}
+    assert {len(values) for column in cells.values() for values in column.values()} == {len(view.samples)}
+    json.dumps(cells, allow_nan=False)
+    assert cells["row"]["sort"] == np.argsort(view.samples.pruned_margin, kind="stable").tolist()
+    at = cells["row"]["sort"].index(0)
+    assert cells["state"]["state"][at] == "poor" and cells["state"]["text"][at] == "flipped"
+    assert cells["dense"]["text"][at] == f"shirt, {HOSTILE}"
+    with Image.open(io.BytesIO(base64.b64decode(cells["picture"]["text"][at].partition(",")[2]))) as image:
+        assert np.array_equal(np.asarray(image), pixels)
+    assert cells["bracket"]["sort"] == [None] * len(view.samples), "no bound is not zero"
+    assert sample_cells(None)["row"]["text"] == []
+
+
+def test_every_tier_has_a_card_that_says_its_number_or_why_there_is_none() -> None:
+    assert [card.name for card in cards.CARDS] == list(TIERS)
+    for card in cards.CARDS:
+        assert all((card.title, card.formula, card.claim, card.hypotheses, card.proof, card.source))
+    view = replace(make(), scope=f"{HOSTILE} alone", why={"path": f"no proved bound: {HOSTILE}"})
+    said = cards.html([*TIERS], view)
+    assert HOSTILE not in said
+    assert "94\u202f% at 30\u202f% sparsity (&lt;b onclick" in said
+    assert "no proved bound: &lt;b" in said
+    assert said.count("<p") == len(TIERS)

@@ -534,18 +534,47 @@ def test_prove_shows_what_is_proved_and_why_one_sample_is_not(loaded):
     assert {"slider", "path", "unchanged"} <= {trace["name"] for trace in figure["data"]}
     session.roots["right"].value = "margins"
     flipped = int(np.flatnonzero(session.wb.proofs.samples.changed)[0])
-    session.roots["sample"].value = flipped
+    session.roots["sample_rows"].said = {"what": "pick", "row": str(flipped), "times": "1"}
     until(lambda: "The prediction changed" in session.roots["why"].object)
+    session.roots["lower"].value = "samples"
+    assert session.roots["sample_rows"].selected == str(flipped)
+    assert len(session.roots["sample_rows"].ids) == 300
+    session.roots["sample_rows"].said = {"what": "pick", "row": "<b>", "times": "2"}
+    assert session.wb.sample == flipped
     session.roots["sparsity"].value = 0.31
-    until(lambda: "older plan" in session.roots["why"].object)
+    until(lambda: "older plan" in session.roots["proofs"].object["layout"]["title"]["text"])
+
+
+def test_tiers_are_switched_one_by_one(loaded):
+    session = loaded
+    session.roots["right"].value = "cards"
+    assert "Every mask between two sparsities" not in session.roots["cards"].object
+    session.roots["tiers"].value = ["bracket"]
+    assert session.wb.tiers == ["bracket"]
+    assert "Every mask between two sparsities" in session.roots["cards"].object
+    assert "Every position" not in session.roots["cards"].object
+    session.wb.tiers = []
+    assert session.roots["tiers"].value == []
+    assert "Switch a tier on" in session.roots["cards"].object
+
+
+def test_precompute_makes_the_tables(loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPVIZ_CACHE", str(tmp_path))
+    session = loaded
+    session.wb.samples = 60
+    session.roots["precompute"].clicks += 1
+    until(lambda: session.job.name == "precompute" and not session.job.busy)
+    assert session.job.state == "done"
+    assert session.roots["precompute"].disabled is False
 
 
 def test_the_reasons_of_a_tier_without_proof_are_escaped():
     from tests.ui.test_certificate_figures import make
 
     view = replace(make(proved=False), why={"slider": "no proved bound: <script>"}, scope_why="<b>deep</b>")
-    said = dashboard_words.why_html(view, "tiers", 0, True)
+    said = dashboard_words.why_html(view, "tiers", 0, ["slider"])
     assert "<script>" not in said
     assert "&lt;script&gt;" in said
     assert "&lt;b&gt;deep" in said
-    assert dashboard_words.why_html(None, "tiers", None, True) == ""
+    assert dashboard_words.why_html(None, "tiers", None, []) == ""
+    assert "script" not in dashboard_words.why_html(view, "tiers", 0, ["path"])

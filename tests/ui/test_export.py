@@ -72,6 +72,7 @@ def test_a_file_name_is_harmless_whatever_a_layer_is_called(parts: list[str]) ->
 
 def test_everything_on_the_page_can_be_taken_away(wb: Workbench) -> None:
     wb.preview  # noqa: B018 - measures a point, so that the curve holds one
+    wb.certify(20).wait(60)
     for what in FIGURES:
         assert take(wb, what, "html").data.startswith(b"<!doctype html>")
     for what in set(TABLES) - {"comparison"}:
@@ -86,8 +87,20 @@ def test_everything_on_the_page_can_be_taken_away(wb: Workbench) -> None:
 
 @pytest.mark.parametrize(
     ("what", "form", "words"),
-    [("comparison", "csv", "press Prune"), ("strib", "html", "did you mean 'strip'"), ("layers", "exe", "'exe'")],
+    [
+        ("comparison", "csv", "press Prune"),
+        ("strib", "html", "did you mean 'strip'"),
+        ("layers", "exe", "'exe'"),
+    ],
 )
 def test_what_is_not_there_is_a_sentence(wb: Workbench, what: str, form: str, words: str) -> None:
     with pytest.raises(MpvizError, match=words):
         take(wb, what, form)
+
+
+def test_proofs_that_are_not_there_are_a_sentence(wb: Workbench) -> None:
+    fresh = Workbench("fashion-mlp", samples=20)
+    for what in ("samples", "tiers"):
+        with pytest.raises(MpvizError, match="press Prove"):
+            take(fresh, what, "csv")
+    fresh.close()

@@ -75,11 +75,11 @@ def test_the_workbench_switches_between_budgets_and_tables(wb: Workbench) -> Non
     view = workbench_view(wb, "light")
     try:
         switch = next(s for s in parts(view, w.ToggleButtons) if "spikes" in dict(s.options))
-        layers, spikes = parts(view, Rows)
-        faces = [box for box in parts(view, w.VBox) if len(box.children) == 1 and box.children[0] in (layers, spikes)]
-        assert [face.layout.display for face in faces] == ["none", "none"]
+        tables = parts(view, Rows)
+        faces = [box for box in parts(view, w.VBox) if len(box.children) == 1 and box.children[0] in tables]
+        assert [face.layout.display for face in faces] == ["none", "none", "none"]
         switch.value = "spikes"
-        assert [face.layout.display for face in faces] == ["none", None]
+        assert [face.layout.display for face in faces] == ["none", None, "none"]
         looks = next(d for d in parts(view, w.Dropdown) if d.value == "histogram")
         density = next(s for s in parts(view, w.ToggleButtons) if "log" in dict(s.options))
         looks.value = "tail"
@@ -169,8 +169,9 @@ def inside(part):
         yield from inside(child)
 
 
-def test_certificates_follow_the_proofs_and_one_sample():
+def test_certificates_follow_the_proofs_one_sample_and_the_switches():
     from mpviz.ui.widgets import certificate_view
+    from mpviz.ui.widgets.table import Rows
     from mpviz.workbench.state import Workbench
 
     wb = Workbench("fashion-mlp", sparsity=0.4)
@@ -179,17 +180,28 @@ def test_certificates_follow_the_proofs_and_one_sample():
         wb.certify(40).wait(120)
         view.desk.flush()
         parts = list(inside(view))
-        slider = next(part for part in parts if isinstance(part, w.IntSlider))
+        table = next(part for part in parts if isinstance(part, Rows))
         words = next(part for part in parts if isinstance(part, w.HTML) and "logits ahead of" in part.value)
-        assert slider.max == 39
-        slider.value = 3
-        view.desk.flush()
         order = wb.proofs.samples.pruned_margin.argsort(kind="stable")
+        assert table.ids == [str(row) for row in order]
+        table.said = {"what": "pick", "row": str(order[3]), "times": "1"}
+        view.desk.flush()
         assert wb.sample == int(order[3])
+        assert table.selected == str(order[3])
         dense = text.significant(float(wb.proofs.samples.margin[wb.sample]))
         assert f"{dense} logits ahead of" in words.value
         prove = next(part for part in parts if isinstance(part, w.Button) and part.description == "Prove")
         assert not prove.disabled
+        ball = next(part for part in parts if isinstance(part, w.Checkbox) and part.description == "ball")
+        claims = next(part for part in parts if isinstance(part, w.HTML) and "class='theorem" in part.value)
+        assert "one grey level" not in claims.value
+        ball.value = True
+        view.desk.flush()
+        assert "ball" in wb.tiers
+        assert "Every image within one grey level" in claims.value
+        wb.tiers = ["ball"]
+        view.desk.flush()
+        assert [part.value for part in parts if isinstance(part, w.Checkbox)].count(True) == 1
     finally:
         view.close()
         wb.close()

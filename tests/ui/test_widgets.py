@@ -219,17 +219,18 @@ def click(widget: Figure, trace: int, point: int) -> None:
 
 
 def test_the_view_shows_everything_in_at_most_640_pixels(view: View, wb: Workbench) -> None:
-    strip, spectrum, coverage, budgets = parts(view, Figure)
+    strip, spectrum, coverage, proved, budgets = parts(view, Figure)
     heights = [figure.picture["layout"]["height"] for figure in (strip, spectrum, budgets)]
     assert sum(heights) + 30 + 100 <= 640  # the toolbar, and the row of Prune with its table
-    assert coverage.picture["layout"]["height"] <= spectrum.picture["layout"]["height"] + 30
+    assert coverage.picture["layout"]["height"] == proved.picture["layout"]["height"]
+    assert coverage.picture["layout"]["height"] <= spectrum.picture["layout"]["height"]
     assert wb.model in words(view) and "dense accuracy" in words(view)
     assert eventually(lambda: "on 60 test images" in words(view), 30)
     assert view.layout.width == "100%"
 
 
 def test_sliders_move_the_state_and_the_figures_at_once(view: View, wb: Workbench) -> None:
-    budgets = parts(view, Figure)[3]
+    budgets = parts(view, Figure)[4]
     for label, value, name, state in (
         ("sparsity, %", 63.0, "sparsity", 0.63),
         ("β", 0.5, "beta", 0.5),
@@ -287,7 +288,7 @@ def test_the_buttons_walk_and_lock(view: View, wb: Workbench) -> None:
 
 
 def test_clicks_select_a_layer_and_a_sparsity(view: View, wb: Workbench) -> None:
-    strip, _, coverage, budgets = parts(view, Figure)
+    strip, _, coverage, _, budgets = parts(view, Figure)
     click(strip, [trace.name for trace in strip.data].index("layers"), 1)
     assert wb.layer == wb.layers[1]
     click(budgets, 0, 0)
@@ -300,7 +301,7 @@ def test_clicks_select_a_layer_and_a_sparsity(view: View, wb: Workbench) -> None
 
 
 def test_an_impossible_plan_is_a_sentence_and_a_possible_one_clears_it(view: View, wb: Workbench) -> None:
-    budgets = parts(view, Figure)[3].picture["data"]
+    budgets = parts(view, Figure)[4].picture["data"]
     wb.select(wb.layers[0])
     lock = part(view, w.ToggleButton, description="lock")
     lock.value = True  # this layer holds more weights than may stay
@@ -308,7 +309,7 @@ def test_an_impossible_plan_is_a_sentence_and_a_possible_one_clears_it(view: Vie
     assert (
         "unlock a layer or lower the sparsity. Nothing else has changed." in line.value and line.layout.display is None
     )
-    assert parts(view, Figure)[3].picture["data"] == budgets
+    assert parts(view, Figure)[4].picture["data"] == budgets
     assert wb.locked == [] and lock.value is False
     slider(view, "sparsity, %").value = 20.0
     assert line.value == "" and line.layout.display == "none"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpviz.workbench.proofs import CURVE_TIERS
+from mpviz.workbench.names import TIERS
+from mpviz.workbench.proofs import PROVED
 from mpviz.workbench.state import Workbench
 
 
@@ -24,14 +25,18 @@ def test_every_tier_is_below_what_is_measured(wb: Workbench) -> None:
     assert view.violations == 0
     assert view.scope == "all layers"
     unchanged = view.curves["unchanged"].coverage
-    for name in CURVE_TIERS:
+    for name in (*PROVED, "ball"):
         assert (view.curves[name].coverage <= unchanged + 1e-12).all()
         assert view.curves[name].tier == "bound"
     assert view.curves["population"].tier == "population"
+    assert view.curves["first order"].tier == "estimate"
+    assert view.curves["gaussian"].tier == "gaussian"
+    assert (view.curves["bracket"].coverage <= view.curves["slider"].coverage + 1e-12).all()
+    assert list(view.curves) == list(TIERS)
     assert (view.curves["population"].coverage < unchanged).all()
     assert view.here["slider"] > 0.9
     assert len(view.samples) == 60
-    assert len(view.samples.pictures) == 24
+    assert len(view.samples.pictures) == 60
     steps = view.samples.steps.sum(axis=1)
     moved = view.samples.pruned_margin - view.samples.margin
     same = ~view.samples.changed & (view.samples.dense_top[:, 1] == view.samples.pruned_top[:, 1])

@@ -32,12 +32,12 @@ __all__ = [
 
 
 def workbench_view(wb: Workbench, theme: str | None = None) -> View:
-    """All panels on one state: model strip, spectrum, coverage, budgets, sliders, Prune, before and after.
+    """All panels on one state: strip, spectrum, what is measured or proved, budgets, sliders, Prune, before and after.
 
     theme: "light", "dark", or None to follow the page. `.close()` ends it; the workbench lives on.
     """
     desk = Desk(wb, theme)
-    middle = parts.row([share(58, parts.spectrum(desk, 232), 400), share(42, parts.coverage(desk, 232), 280)])
+    middle = parts.row([share(58, parts.spectrum(desk, 232), 400), share(42, parts.known(desk, 232), 280)])
     lower = parts.row([share(60, parts.lower(desk, 152), 400), share(40, parts.plan(desk), 280)])
     view = parts.view(desk, [parts.strip(desk, 122), middle, lower, parts.pruning(desk)])
     wb.start_preview()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as w
@@ -105,4 +106,17 @@ def lock_button(desk: Desk) -> w.ToggleButton:
 
     button.observe(lambda change: desk.act(toggle, change["new"]), "value")
     desk.paint(("layer", "locked", "table"), follow)
+    return button
+
+
+def job_button(desk: Desk, label: str, tooltip: str, start: Callable[[], Any]) -> w.Button:
+    """A button that starts background work and waits while there is some."""
+    wb = desk.workbench
+    button = w.Button(description=label, tooltip=tooltip, layout=w.Layout(width="auto", min_width="76px"))
+    button.on_click(lambda _: desk.act(start))
+
+    def follow() -> None:
+        button.disabled = wb.job.busy
+
+    desk.paint(("job",), follow)
     return button

@@ -39,6 +39,20 @@ _RULES = """
 .mpviz table.mpviz-table th, .mpviz table.mpviz-table td { padding: 2px 0 2px 8px; text-align: right;
   border-bottom: 1px solid %(grid)s; background: none; white-space: nowrap; }
 .mpviz table.mpviz-table thead th { white-space: normal; vertical-align: bottom; line-height: 1.25; }
+.mpviz .mpviz-scroll .widget-html-content { overflow: visible; white-space: normal; }
+.mpviz .mpviz-scroll .widget-html { height: auto; width: auto; }
+.mpviz .mpviz-why { margin: 0; padding-left: 16px; }
+.mpviz .chip { display: inline-block; padding: 0 6px; border: 1px solid currentcolor; border-radius: 8px;
+  font-size: 10px; line-height: 13px; }
+.mpviz .chip.measured, .mpviz .chip.population { color: var(--measured-text); }
+.mpviz .chip.bound { color: var(--bound-text); }
+.mpviz .chip.estimate, .mpviz .chip.gaussian { color: var(--estimate-text); }
+.mpviz p.theorem { margin: 0 0 8px; padding: 1px 0 1px 9px; border-left: 3px solid var(--estimate-line); }
+.mpviz p.theorem.measured, .mpviz p.theorem.population { border-color: var(--measured-line); }
+.mpviz p.theorem.bound { border-color: var(--bound-line); }
+.mpviz p.theorem.estimate { border-left-style: dotted; }
+.mpviz .theorem .quiet { color: %(muted)s; font-size: 11px; }
+.mpviz .formula { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, monospace; font-size: 11px; }
 .mpviz table.mpviz-old { opacity: 0.55; }
 .mpviz table.mpviz-table th:first-child { text-align: left; padding-left: 0; }
 """

@@ -8,16 +8,19 @@ import ipywidgets as w
 
 from mpviz.ui import figures, text
 from mpviz.ui.layer_figure import LOOKS, SHUFFLED_TIP, layer_figure, look
-from mpviz.ui.takeaway import stamped
+from mpviz.ui.takeaway import proof_figure, stamped
 from mpviz.ui.theme import Json
 from mpviz.ui.widgets import page
-from mpviz.ui.widgets.controls import lock_button, plan_sliders
+from mpviz.ui.widgets.controls import job_button, lock_button, plan_sliders
 from mpviz.ui.widgets.desk import Desk, View
 from mpviz.ui.widgets.figure import Figure
-from mpviz.ui.widgets.table import layer_rows, spike_rows
+from mpviz.ui.widgets.table import layer_rows, sample_rows, spike_rows
 from mpviz.workbench.names import PLAN
 from mpviz.workbench.state import Workbench
 
+PROOFS = ("proofs", "split", "model", *PLAN)  # what makes proofs, or makes them old
+PROVE_TIP = "Prove how many predictions cannot change near this plan, tier by tier, on 300 images"
+PRECOMPUTE_TIP = "Make the tables from which coverage follows every slider at once, as an estimate; kept on disk"
 _FEW = 10  # layers whose names stand side by side
 
 
@@ -137,11 +140,43 @@ def coverage(desk: Desk, height: int) -> Figure:
     return figure
 
 
-def lower(desk: Desk, height: int) -> w.Widget:
-    """One of three, by a switch beside it: what each layer loses, the table of layers, the table of spikes."""
-    parts = {"budgets": budgets(desk, height), "layers": layer_rows(desk, height), "spikes": spike_rows(desk, height)}
+def proof(desk: Desk, what: str, height: int) -> Figure:
+    """One figure of the last proofs: "tiers", "margins" or "attribution"."""
+
+    def draw(wb: Workbench, theme: str) -> Json:
+        return stamped(proof_figure(wb, what, theme), wb, what)
+
+    return desk.figure((*PROOFS, "tiers" if what == "tiers" else "sample"), draw, height)
+
+
+def known(desk: Desk, height: int) -> w.Widget:
+    """What is measured along the slider, or what is proved, by a switch above; Prove turns to the second."""
+    parts = {"measured": coverage(desk, height - 30), "proved": proof(desk, "tiers", height - 30)}
     faces = {name: w.VBox([part], layout=w.Layout(overflow="hidden")) for name, part in parts.items()}
-    tips = ["what each layer loses", "all numbers of all layers", "spikes of the layer in view"]
+    switch = choice([(name, name) for name in faces], "74px", ["along the slider", "tier by tier, after Prove"])
+    seen: list[Any] = [desk.workbench.proofs]
+
+    def show(_: Any = None) -> None:
+        for name, face in faces.items():
+            face.layout.display = None if name == switch.value else "none"
+
+    def turn() -> None:
+        if desk.workbench.proofs is not None and desk.workbench.proofs is not seen[0]:
+            switch.value = "proved"
+        seen[0] = desk.workbench.proofs
+
+    switch.observe(show, "value")
+    desk.paint(("proofs",), turn)
+    show()
+    return w.VBox([w.HBox([switch], layout=w.Layout(min_height="30px")), *faces.values()])
+
+
+def lower(desk: Desk, height: int) -> w.Widget:
+    """One of four, by a switch beside it: what each layer loses; tables of layers, of spikes, of proved samples."""
+    parts = {"budgets": budgets(desk, height), "layers": layer_rows(desk, height), "spikes": spike_rows(desk, height),
+             "samples": sample_rows(desk, height)}  # fmt: skip
+    faces = {name: w.VBox([part], layout=w.Layout(overflow="hidden")) for name, part in parts.items()}
+    tips = ["what each layer loses", "all numbers of all layers", "spikes of the layer in view", "proved samples"]
     switch = choice([(name, name) for name in faces], "62px", tips)
     switch.layout = _fixed("66px")
 
@@ -188,7 +223,10 @@ def pruning(desk: Desk) -> w.Widget:
 
     desk.paint(("job", "comparison", "split", *PLAN), show_job)
     desk.paint(("comparison", "split", "theme", *PLAN), show_table)
-    buttons = w.VBox([w.HBox([prune, cancel]), bar])
+    more = w.HBox([
+        job_button(desk, "Prove", PROVE_TIP, wb.certify), job_button(desk, "Precompute", PRECOMPUTE_TIP, wb.precompute)
+    ])  # fmt: skip
+    buttons = w.VBox([w.HBox([prune, cancel]), more, bar])
     return w.VBox([row([share(22, buttons, 180), share(78, table, 380)]), _ends(status(desk), words)])
 
 

@@ -1,4 +1,4 @@
-"""The sortable table in a notebook: layers with their budgets, and spikes of the layer in view."""
+"""The sortable table in a notebook: layers with their budgets, spikes of the layer in view, proved samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import traitlets
 from mpviz.ui import rows
 from mpviz.ui.css import read_shared
 from mpviz.ui.rows import LAYER_COLUMNS, SPIKE_COLUMNS, Column
+from mpviz.ui.sample_rows import SAMPLE_COLUMNS, SAMPLES_EMPTY, sample_cells
 from mpviz.ui.takeaway import take
 from mpviz.ui.widgets.desk import Desk
 
@@ -86,5 +87,31 @@ def spike_rows(desk: Desk, height: int) -> Rows:
             table.send(take(wb, "spikes", str(said.get("what"))).message)
 
     desk.paint(("spectrum",), follow)
+    table.observe(lambda change: desk.act(react, change["new"]), "said")
+    return table
+
+
+def sample_rows(desk: Desk, height: int) -> Rows:
+    """The proved samples, those that flip or nearly flip first; a click looks at one."""
+    wb = desk.workbench
+    table = _rows(SAMPLE_COLUMNS, "samples that were proved", "sample", SAMPLES_EMPTY, height)
+
+    def follow() -> None:
+        cells = sample_cells(wb.proofs)
+        with table.hold_sync():
+            table.cells, table.ids = cells, rows.keys(cells, "row")
+
+    def selected() -> None:
+        table.selected = "" if wb.proofs is None else str(min(wb.sample, len(wb.proofs.samples) - 1))
+
+    def react(said: dict[str, Any]) -> None:
+        row = str(said.get("row", ""))
+        if said.get("what") == "pick" and row.isdigit():
+            wb.sample = int(row)
+        else:
+            table.send(take(wb, "samples", str(said.get("what"))).message)
+
+    desk.paint(("proofs",), follow)
+    desk.paint(("proofs", "sample"), selected)
     table.observe(lambda change: desk.act(react, change["new"]), "said")
     return table
