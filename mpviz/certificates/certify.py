@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.certificates.bounds import MarginBound, Options, margin_bound, path_bound, slider_bound
+from mpviz.certificates.exhaustive import every_position
 from mpviz.certificates.families import Family, Masks, ball, bracket, sub_masks
 from mpviz.certificates.margins import Certificate, TierResult, compare_logits
 from mpviz.certificates.population import check_delta, check_held_out, population_share
@@ -20,7 +21,7 @@ from mpviz.nets.forward import logits
 from mpviz.nets.graph import Network, trace
 from mpviz.nets.last_block import last_block
 
-TIERS = ("measured", "population", "path", "sub-masks", "bracket", "slider", "ball")
+TIERS = ("measured", "population", "path", "sub-masks", "bracket", "slider", "every position", "ball")
 _NOTHING = "no proved bound: "
 
 
@@ -60,6 +61,7 @@ def certify(
     - "sub-masks": proved for every mask that removes some of what was removed.
     - "bracket": proved for every mask between those at both ends of `slider`, in any order.
     - "slider": proved for every position of `slider`.
+    - "every position": measured at every position of `slider`, each of its masks run; for any network, in some minutes.
     - "ball": proved that both networks predict the same for every input within ±radius of each sample (ℓ∞, in the
       network's input units).
 
@@ -105,6 +107,9 @@ def tier_results(
                 tier, "population", f"unchanged predictions of all data, with probability {1 - delta:g}",
                 low=found.low, high=found.high,
             )  # fmt: skip
+        elif tier == "every position":
+            assert slider is not None
+            results[tier] = _run_all(dense, slider, images, options or Options())
         elif tier != "measured":
             proofs = proofs or _Proofs(dense, pruned, images, options or Options(), prepared)
             results[tier] = proofs.tier(tier, slider, radius)
@@ -118,9 +123,18 @@ def _checked(tiers: Sequence[str], slider: Slider | None) -> list[str]:
     for tier in tiers:
         if tier not in TIERS:
             raise MpvizError(f"unknown tier '{tier}'; {nearest(tier, TIERS)}")
-        if tier in ("bracket", "slider") and slider is None:
+        if tier in ("bracket", "slider", "every position") and slider is None:
             raise MpvizError(f"the tier '{tier}' speaks about a stretch of a slider; give slider=Slider(…)")
     return tiers
+
+
+def _run_all(dense: nn.Module, slider: Slider, images: Tensor, options: Options) -> TierResult:
+    target = logits(dense, images, cancelled=options.cancelled).argmax(dim=1)
+    found = every_position(
+        dense, slider.masks_at, slider.start, slider.stop, images, target,
+        progress=options.progress, cancelled=options.cancelled,
+    )  # fmt: skip
+    return TierResult("every position", "measured", found.about, certified=found.certified, lower=found.lower)
 
 
 class _Proofs:
