@@ -106,7 +106,7 @@ def _labels(x: list[float], drawn: dict[str, TierCurve], colours: Palette) -> li
         known = np.flatnonzero(np.isfinite(curve.coverage))
         ends.append((100 * float(curve.coverage[known[-1]]), name, x[known[-1]]))
     ends.sort(key=lambda end: -end[0])
-    heights = spread([end[0] for end in ends], min(_LABEL_GAP, 100 / max(len(ends) - 1, 1)))
+    heights = spread([end[0] for end in ends], min(_LABEL_GAP, 96 / max(len(ends), 1)))
     right = max((end[2] for end in ends), default=0.0)
     return [
         note(

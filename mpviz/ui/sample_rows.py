@@ -34,7 +34,7 @@ SAMPLE_COLUMNS = (
     Column("dense", "dense: top 2", "The two highest classes of the dense network", "word"),
     Column("pruned", "pruned: top 2", "The two highest classes of the pruned network", "word"),
     Column("margin", "margin", "Top logit minus the runner-up, dense network"),
-    Column("left", "left", "Dense prediction minus its best rival, pruned network; below 0 it has flipped"),
+    Column("rest", "left", "Dense prediction minus its best rival, pruned network; below 0 it has flipped"),
     Column("eta", "2η", "Twice the largest change of a logit; a margin above it cannot have changed sign"),
     *(
         Column(name, f"least: {name}", f"Least margin over the set of the tier {name}, by bounds; above 0: proved")
@@ -64,7 +64,7 @@ def sample_cells(view: CertificateView | None) -> Cells:
         "state": {"text": [_WORDS[states[i]] for i in order], "sort": [_RANK[states[i]] for i in order],
                   "state": [states[i] for i in order], "tip": [_WORDS[states[i]] for i in order]},
         "margin": _numbers(s.margin[order]),
-        "left": _numbers(s.pruned_margin[order]),
+        "rest": _numbers(s.pruned_margin[order]),
         "eta": _numbers(2 * s.eta[order]),
     }  # fmt: skip
     for tier in _BOUNDS:

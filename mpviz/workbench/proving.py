@@ -60,7 +60,7 @@ class Proving(LayerInView):
         """Prove what can be proved for the present plan, on so many samples of the split, in the background.
 
         The layer weights stay frozen at the plan's sparsity, so that the slider's masks are nested. `proofs` is set
-        when the job is done; when it is cancelled, what was there stays.
+        when the job is done, and `sample` to the one with the least margin; when it is cancelled, what was there stays.
         """
         plan, subject, split = self.plan, self._subject, getattr(self._splits, self.split)
         weights = plan_weights(subject.table, plan)
@@ -70,7 +70,7 @@ class Proving(LayerInView):
             view = prove(question, job.tell, job.cancelled)
             job.claim()
             self._proved_at = (plan, split.name, subject.name)
-            self._set(proofs=view)
+            self._set(proofs=view, sample=int(view.samples.pruned_margin.argmin()))
 
         return self._run("certify", work)
 

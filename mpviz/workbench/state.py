@@ -131,12 +131,13 @@ class Workbench(Proving):
     def plan(self) -> BudgetPlan:
         """The budget part of the recipe, as the sliders stand."""
         roles = {"attention": self.beta_attention, "mlp": self.beta_mlp}
+        tidy = lambda value: round(float(value), 6)  # noqa: E731 - sliders count in floats: 0.2 is 0.20000000000000004
         return BudgetPlan(
-            sparsity=round(float(self.sparsity), 6),  # sliders count in floats, 0.2 would be 0.20000000000000004
+            sparsity=tidy(self.sparsity),
             signal=self.signal,
-            beta=float(self.beta),
-            decay_end=float(self.decay_end),
-            beta_by_role={role: float(value) for role, value in roles.items() if value is not None},
+            beta=tidy(self.beta),
+            decay_end=tidy(self.decay_end),
+            beta_by_role={role: tidy(value) for role, value in roles.items() if value is not None},
             locked=list(self.locked),
         )
 

@@ -321,3 +321,11 @@ def test_a_script_may_end_while_the_curve_is_measured():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_noise_of_a_slider_is_no_other_plan() -> None:
+    wb = mp.Workbench("fashion-mlp", samples=20)
+    before = wb.plan
+    wb.sparsity, wb.beta, wb.decay_end = 0.1 + 0.4 + 1e-16, 1.2500000000000002, 0.7000000000000001
+    assert wb.plan == before
+    wb.close()
