@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpviz.certificates.certify import certify
     from mpviz.errors import MpvizError
+    from mpviz.nets.calibrate import second_moments
     from mpviz.nets.compare import compare
     from mpviz.nets.data import load_data
     from mpviz.nets.spectra import analyze, spectrum
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mpviz.pipeline import run
     from mpviz.prune.allocate import allocate
     from mpviz.prune.masks import apply_masks, magnitude_masks
+    from mpviz.prune.methods import prune_model
     from mpviz.rmt.fit import fit_bulk
     from mpviz.rmt.law import MarchenkoPastur
     from mpviz.workbench.state import Workbench
@@ -43,6 +45,8 @@ __all__ = [
     "allocate",
     "magnitude_masks",
     "apply_masks",
+    "second_moments",
+    "prune_model",
     "certify",
     # files and whole plans
     "save",
@@ -65,6 +69,8 @@ _HOMES = {
     "allocate": "mpviz.prune.allocate",
     "magnitude_masks": "mpviz.prune.masks",
     "apply_masks": "mpviz.prune.masks",
+    "second_moments": "mpviz.nets.calibrate",
+    "prune_model": "mpviz.prune.methods",
     "certify": "mpviz.certificates.certify",
     "save": "mpviz.nets.store",
     "load": "mpviz.nets.store",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class EveryPosition:
 
     target: Int["n"], the dense predictions. lower: Float64["n"], the least margin of them over the masks that were run;
     a sample whose margin falls to 0 is run no further. at: Float64["n"], the sparsity at which that was. masks: how
-    many different ones the stretch holds, all of them run. start, stop: its ends, sparsities.
+    many different ones the stretch holds; a certified sample was run under all of them. start, stop: its ends,
+    sparsities. seconds: of running them, and of finding them where that was asked for as well.
     """
 
     target: np.ndarray
@@ -86,16 +88,32 @@ def stretch(
 
     Proof that none is left out. Let two positions a < b be known. Nested masks between them lie between those of a and
     of b, so if these are equal all are; if they differ in one entry, there are two masks, both known. Else the middle
-    of a and b is looked at, and both halves, until no float lies between them: then no position is left either.
+    of a and b is looked at, and both halves, until no float lies between them: then no position is left either. (The
+    rounded middle of two floats is one of them only when they are neighbours.) Where a family that is not nested
+    shows this only at positions that were not looked at, it goes unnoticed: nested is the caller's promise.
     """
-    if not 0 <= start <= stop < 1:
-        raise BudgetError(f"a stretch runs from a sparsity to a later one, both in [0, 1); got {start} to {stop}")
+    _check_ends(start, stop)
     first, last = masks_at(start), masks_at(stop)
     steps, positions = [], []
     for step, position in _steps(masks_at, start, first, stop, last, cancelled):
         steps.append(step)
         positions.append(position)
     return Stretch(start, stop, first, tuple(steps), tuple(positions))
+
+
+def most_masks(masks_at: Callable[[float], Masks], start: float, stop: float) -> int:
+    """At most so many different masks are in a stretch: one more than the entries that go in it.
+
+    Two looks at the family, where `stretch` takes one for each mask: for an estimate before anything starts. They are
+    as many where entries go one by one. Raises BudgetError as `stretch`.
+    """
+    _check_ends(start, stop)
+    return 1 + sum(len(indices) for indices in _between(masks_at(start), masks_at(stop)).values())
+
+
+def _check_ends(start: float, stop: float) -> None:
+    if not 0 <= start <= stop < 1:
+        raise BudgetError(f"a stretch runs from a sparsity to a later one, both in [0, 1); got {start} to {stop}")
 
 
 def _steps(
@@ -163,13 +181,18 @@ def every_position(
     most P / 100 + 1 of them: few enough to run all, one entry after the other on a private copy. That settles the
     question for any network, and where bounds are loose as well. The model is left as it is.
 
-    images: Float["n ..."]; target: Int["n"], the dense predictions. A statement about the network as this machine
-    computes it, in the model's own precision and at these batch sizes: measured, mask by mask, not a bound in exact
-    arithmetic. Raises BudgetError for masks that do not fit or are not nested, DataError for no samples or logits that
-    are not finite, Cancelled.
+    masks_at: the family, or what `stretch` found of it between the same ends. images: Float["n ..."]; target: Int["n"],
+    the dense predictions. A statement about the network as this machine computes it, in the model's own precision and
+    at these batch sizes: measured, mask by mask, not a bound in exact arithmetic. Raises BudgetError for masks that do
+    not fit or are not nested, DataError for no samples or logits that are not finite, Cancelled.
     """
     if len(images) == 0 or len(images) != len(target):
         raise DataError(f"{len(images)} images and {len(target)} predictions; give one for each, and one at least")
+    if isinstance(masks_at, Stretch) and (masks_at.start, masks_at.stop) != (start, stop):
+        raise BudgetError(
+            f"the masks are those from {masks_at.start} to {masks_at.stop}, asked about is {start} to {stop}; "
+            "find the masks between the same ends"
+        )
     began = time.monotonic()
     found = masks_at if isinstance(masks_at, Stretch) else stretch(masks_at, start, stop, cancelled)
     network = pruned_copy(model, found.first).eval()
@@ -210,11 +233,19 @@ def _margins(network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def seconds_for(model: nn.Module, masks: int, images: Tensor, batch: int = 256) -> float:
-    """An estimate of how long `every_position` takes: one pass over the images, timed, times the number of masks."""
+    """An estimate of how long running `masks` masks takes: a pass over the images, timed, times their number.
+
+    masks: of `most_masks`, or of a `Stretch`. Too high where samples flip early; finding the masks is not in it. The
+    pass is one of a private copy in eval mode, so the model is left as it is. Raises DataError for no images.
+    """
+    if len(images) == 0:
+        raise DataError("there are no images to time a pass over; give one at least")
+    network = copy.deepcopy(model).eval()
+    device = next(network.parameters()).device
     times = []
     for _ in range(TRIALS):
         began = time.monotonic()
         for some in images.split(batch):
-            model(some.to(next(model.parameters()).device))
+            network(some.to(device)).cpu()  # a GPU answers before it is done
         times.append(time.monotonic() - began)
     return masks * min(times)

@@ -5,7 +5,7 @@
 writes data/benchmarks/certificate-exhaustive.json after each cell; cells that are there already are not run again.
 Whole networks, all prunable layers, plain magnitude. "every position": the share of images whose prediction is the
 dense one under each of the masks; "both ends": under the first and the last alone; "bound": the linear bounds of the
-slider tier on the same images, null where they say nothing.
+slider tier on the same images, null where they say nothing. "seconds": of running the masks, without finding them.
 """
 
 from __future__ import annotations

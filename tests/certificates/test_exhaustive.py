@@ -13,7 +13,7 @@ import mpviz as mp
 from mpviz.certificates import exhaustive
 from mpviz.certificates.bounds import Options
 from mpviz.certificates.certify import Slider, certify, tier_results
-from mpviz.certificates.exhaustive import Stretch, every_position, seconds_for, stretch
+from mpviz.certificates.exhaustive import Stretch, every_position, most_masks, seconds_for, stretch
 from mpviz.certificates.margins import compare_logits
 from mpviz.errors import BudgetError, Cancelled, DataError
 from mpviz.nets.forward import logits, pruned_copy
@@ -75,6 +75,7 @@ def test_several_entries_that_go_at_one_position_are_one_step() -> None:
     assert [step["w"].tolist() for step in found.steps] == [[0, 1], [2, 3, 4]]
     assert found.positions == (0.3, 0.4)
     assert stretch(at, 0.31, 0.39).masks == 1
+    assert most_masks(at, 0.1, 0.5) == 6 and most_masks(at, 0.31, 0.39) == 1, "a limit, without a search"
 
 
 class Bump(nn.Module):
@@ -144,6 +145,50 @@ def test_a_network_without_any_rule_is_answered() -> None:
     assert every_position(net, at, 0.0, 0.5, x, net(x).argmax(1)).masks == 19
 
 
+def test_only_the_layers_that_have_masks_change() -> None:
+    net, x = small(), torch.randn(12, 1, 3, 3)
+    order = net[3].weight.detach().abs().flatten().argsort()
+
+    def removing(count: int) -> Masks:
+        mask = torch.ones(48, dtype=torch.bool)
+        mask[order[:count]] = False
+        return {"3.weight": mask.view(6, 8)}
+
+    at = lambda s: removing(round(48 * s))  # noqa: E731
+    found = stretch(at, 0.2, 0.6)
+    assert found.masks == most_masks(at, 0.2, 0.6) == 20
+    target = net(x).argmax(1)
+    least = torch.full((12,), torch.inf, dtype=torch.float64)
+    for count in range(10, 30):
+        z = logits(net, x, removing(count)).double()
+        rest = z.scatter(1, target[:, None], -torch.inf).amax(1)
+        least = torch.minimum(least, z.gather(1, target[:, None]).squeeze(1) - rest)
+    assert (every_position(net, found, 0.2, 0.6, x, target).certified == (least > 0).numpy()).all()
+
+
+def test_entries_that_go_between_neighbouring_floats_are_told_apart() -> None:
+    first = np.nextafter(0.3, 1)
+    second = np.nextafter(first, 1)
+    at = lambda s: {"w": torch.tensor([s < first, s < second, s < 0.3])}  # noqa: E731
+    found = stretch(at, 0.1, 0.7)
+    assert [step["w"].tolist() for step in found.steps] == [[2], [0], [1]]
+    assert found.positions[:2] == (0.3, first) and found.positions[2] >= second
+
+
+def test_a_tie_of_logits_is_not_certified() -> None:
+    class Tie(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([1.0, 2.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0] * self.w[0], 0 * x[:, 0]], dim=1)
+
+    x, target = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
+    ran = every_position(Tie().eval(), two, 0.1, 0.3, x, target)
+    assert ran.lower.tolist() == [0.0] and not ran.certified[0]
+
+
 def test_bad_input_is_named_and_work_can_be_cancelled() -> None:
     net = small()
     at, x = family(net), torch.randn(4, 1, 3, 3)
@@ -154,6 +199,12 @@ def test_bad_input_is_named_and_work_can_be_cancelled() -> None:
         stretch(at, 0.5, 0.1)
     with pytest.raises(BudgetError, match="at some positions"):
         stretch(lambda s: at(s) if s < 0.2 else {}, 0.1, 0.5)
+    with pytest.raises(BudgetError, match="between the same ends"):
+        every_position(net, stretch(at, 0.1, 0.2), 0.1, 0.5, x, target)
+    with pytest.raises(BudgetError, match="from a sparsity to a later one"):
+        most_masks(at, 0.5, 0.1)
+    with pytest.raises(DataError, match="no images"):
+        seconds_for(net, 3, x[:0])
     with pytest.raises(DataError, match="one at least"):
         every_position(net, at, 0.1, 0.2, x[:0], target[:0])
     with pytest.raises(DataError, match="NaN"):
@@ -169,3 +220,10 @@ def test_the_estimate_of_its_cost_counts_masks(monkeypatch: pytest.MonkeyPatch) 
     ticks = iter([0.0, 2.0, 10.0, 11.0, 20.0, 23.0])
     monkeypatch.setattr(exhaustive.time, "monotonic", lambda: next(ticks))
     assert seconds_for(small(), 50, torch.randn(4, 1, 3, 3)) == 50.0
+
+
+def test_the_estimate_leaves_a_network_in_training_as_it_is() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert seconds_for(net, 3, torch.randn(4, 1, 3, 3)) > 0
+    assert net.training and all(torch.equal(before[name], value) for name, value in net.state_dict().items())

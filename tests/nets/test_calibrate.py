@@ -1,0 +1,82 @@
+"""Second moments of layer inputs: what they are, on any module, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mpviz as mp
+from mpviz.errors import Cancelled, DataError, ModelError
+from mpviz.nets.calibrate import rows_of, second_moments
+
+
+class Tokens(nn.Module):
+    def __init__(self, mode: str = "zeros", padding: int | str = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, (3, 2), stride=1, padding=padding, dilation=(1, 2), padding_mode=mode)
+        self.fc = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.relu(self.conv(x)).flatten(2).transpose(1, 2)
+        return self.head(torch.relu(self.fc(tokens)).mean(1))
+
+
+@pytest.mark.parametrize(("mode", "padding"), [("zeros", 1), ("reflect", 1), ("zeros", "same")])
+def test_rows_times_the_weight_are_the_outputs(mode: str, padding: int | str) -> None:
+    net = Tokens(mode, padding).eval()
+    x = torch.randn(3, 2, 7, 6)
+    out = net.conv(x) - net.conv.bias[:, None, None]
+    rows = rows_of(net.conv, x) @ net.conv.weight.flatten(1).T
+    torch.testing.assert_close(rows, out.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-5, rtol=1e-4)
+
+
+def test_a_convolution_that_pads_by_itself_is_read_as_it_pads() -> None:
+    same = pytest.importorskip("timm.layers").Conv2dSame
+    for stride, kernel in ((2, 3), (2, 5), (1, 4)):
+        conv, x = same(2, 4, kernel, stride=stride, bias=False), torch.randn(2, 2, 9, 8)
+        rows = rows_of(conv, x) @ conv.weight.flatten(1).T
+        torch.testing.assert_close(rows, conv(x).permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-5, rtol=1e-4)
+
+
+def test_moments_are_means_over_images_and_tokens_however_they_are_batched() -> None:
+    torch.manual_seed(0)
+    net, x = Tokens().eval(), torch.randn(11, 2, 7, 6)
+    names = ["conv.weight", "fc.weight"]
+    found = second_moments(net, x, names, batch=4)
+    h = rows_of(net.conv, x).double()
+    torch.testing.assert_close(found["conv.weight"].gram, h.T @ h / len(h))
+    tokens = torch.relu(net.conv(x)).flatten(2).transpose(1, 2).reshape(-1, 4).double().detach()
+    assert found["fc.weight"].count == len(tokens)
+    torch.testing.assert_close(found["fc.weight"].norms, tokens.norm(dim=0), atol=1e-5, rtol=1e-5)
+    small = second_moments(net, x, names, batch=3, memory=1)  # a pass a layer
+    for name in names:
+        torch.testing.assert_close(small[name].gram, found[name].gram)
+
+
+def test_the_network_is_as_it_was_even_after_an_error() -> None:
+    net, x = Tokens().eval(), torch.randn(4, 2, 7, 6)
+    with pytest.raises(Cancelled):
+        second_moments(net, x, ["fc.weight"], cancelled=lambda: True)
+    with pytest.raises(DataError, match=r"enter conv\.weight"):
+        second_moments(net, torch.full_like(x, torch.inf), ["conv.weight"])
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_what_is_refused() -> None:
+    net, x = Tokens().eval(), torch.randn(4, 2, 7, 6)
+    with pytest.raises(DataError, match="the test split only measures"):
+        second_moments(net, mp.load_data("fashion-mnist").test)
+    with pytest.raises(DataError, match="no images"):
+        second_moments(net, x[:0])
+    with pytest.raises(ModelError, match="did you mean"):
+        second_moments(net, x, ["fcc.weight"])
+    with pytest.raises(ModelError, match="training mode"):
+        second_moments(net.train(), x)
+
+
+def test_a_split_is_drawn_by_its_seed() -> None:
+    net, split = mp.load_model("fashion-mlp"), mp.load_data("fashion-mnist").calibration
+    one, same, other = (second_moments(net, split, n=16, seed=seed)["features.fc1.weight"].gram for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
