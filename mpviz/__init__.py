@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mpviz.prune.methods import prune_model
     from mpviz.rmt.fit import fit_bulk
     from mpviz.rmt.law import MarchenkoPastur
+    from mpviz.train.distill import distill
     from mpviz.workbench.state import Workbench
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "second_moments",
     "prune_model",
     "certify",
+    "distill",
     # files and whole plans
     "save",
     "load",
@@ -72,6 +74,7 @@ _HOMES = {
     "second_moments": "mpviz.nets.calibrate",
     "prune_model": "mpviz.prune.methods",
     "certify": "mpviz.certificates.certify",
+    "distill": "mpviz.train.distill",
     "save": "mpviz.nets.store",
     "load": "mpviz.nets.store",
     "run": "mpviz.pipeline",

@@ -1,0 +1,84 @@
+"""Recovery on image files: timm's transforms, reading in other processes, and images that cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import mpviz as mp
+from mpviz.errors import DataError
+from mpviz.train.augment import FlipShift, TimmTransform
+from mpviz.train.distill import Recovery, distill
+from tests.train.recovery_case import digest
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """24 noisy images in two classes, two thirds for training."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 4)):
+        for shade, name in ((60, "dark"), (200, "light")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.normal(shade, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = mp.load_model("test_vit", pretrained=False, num_classes=2)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32), "fixed_input_size": False}
+    model.set_input_size(img_size=32)
+    return model
+
+
+def recover(folder: Path, **more: Any) -> Recovery:
+    model = network()
+    data = mp.load_data(str(folder), model=model)
+    options = {"epochs": 2, "batch": 4, "learning_rate": 1e-3, "device": "cpu"}
+    return distill(model, None, data.train, **(options | more))
+
+
+def test_random_transforms_are_the_same_whoever_reads(folder: Path, tmp_path: Path) -> None:
+    transform = TimmTransform({"auto_augment": "rand-m5-inc1", "re_prob": 0.5})
+    here = recover(folder, augment=transform)
+    there = recover(folder, augment=transform, workers=2)
+    assert digest(here.model) == digest(there.model)
+    plain = recover(folder)
+    assert plain.curve["loss"].tolist() != here.curve["loss"].tolist()
+    assert len(plain.curve) == 2 * 4 and np.isfinite(here.curve["loss"]).all()
+
+
+def test_augmentation_must_fit_the_images(folder: Path) -> None:
+    with pytest.raises(DataError, match="images in memory"):
+        recover(folder, augment=FlipShift())
+    with pytest.raises(DataError, match="check the options"):
+        recover(folder, augment=TimmTransform({"no_such_option": 1}))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_and_the_checkpoint_kept(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
+    model = network()
+    data = mp.load_data(str(folder), model=model)
+    path = folder / "train" / "dark" / "3.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError) as caught:
+        distill(
+            model, None, data.train, epochs=2, batch=2, every=1, out=tmp_path / "run", device="cpu", workers=workers
+        )
+    assert "dark/3.png" in str(caught.value) and "stopped at step" in str(caught.value)
+    assert str(max((tmp_path / "run").glob("step-*.safetensors"))) in str(caught.value)

@@ -1,0 +1,107 @@
+"""What recovery refuses, and what is left when it has to stop."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mpviz as mp
+from mpviz.errors import BudgetError, Cancelled, CheckpointError, DataError, ModelError, TrainingError
+from mpviz.train.distill import distill
+from tests.train.recovery_case import digest, digits, mlp, recover, vit
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_what_must_not_train_is_refused() -> None:
+    data = mp.load_data("digits")
+    student, options = mlp(1), {"epochs": 1, "device": "cpu"}
+    with pytest.raises(DataError, match=r"refuses the test split.*splits\.train"):
+        distill(student, None, data.test, **options)
+    with pytest.raises(DataError, match=r"calibration"):
+        distill(student, None, data.calibration, **options)
+    with pytest.raises(DataError, match=r"splits\.train"):
+        distill(student, None, data, **options)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="teacher has 7 classes and the student 10"):
+        distill(student, mlp(2, classes=7), data.train, **options)
+    with pytest.raises(BudgetError, match=r"head\.weights.*head\.weight"):
+        distill(student, None, data.train, {"head.weights": torch.ones(10, 32, dtype=torch.bool)}, **options)
+    with pytest.raises(BudgetError, match=r"head\.weight has shape \(32, 10\)"):
+        distill(student, None, data.train, {"head.weight": torch.ones(32, 10, dtype=torch.bool)}, **options)
+    with pytest.raises(DataError, match="label 9, the student 7 classes"):
+        distill(mlp(1, classes=7), None, data.train, **options)
+    with pytest.raises(ModelError, match="cannot take images"):
+        distill(mlp(1), None, mp.load_data("fashion-mnist", folder="bundled").train, **options)
+    with pytest.raises(TrainingError, match="teacher is the student itself"):
+        distill(student, student, data.train, in_place=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": "adam"}, "did you mean 'adamw'"),
+        ({"precision": "fp32"}, "unknown precision"),
+        ({"epochs": 0}, "epochs = 0"),
+        ({"batch": 2.5}, "batch = 2.5"),
+        ({"weight": 1.5}, "between 0 and 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"learning_rate": math.nan}, "above 0"),
+        ({"weight_decay": -1.0}, "0 or more"),
+        ({"learning_rates": 1.0}, "did you mean 'learning_rate'"),
+        ({"augment": "flip"}, "FlipShift"),
+        ({"every": 0}, "every = 0"),
+        ({"device": "tpu"}, "cuda"),
+        ({"device": "cuda:99"}, "device=None"),
+    ],
+)
+def test_an_impossible_setting_is_named(options: dict, words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        distill(mlp(1), None, digits(), **({"device": "cpu"} | options))
+
+
+def test_without_accelerate_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(TrainingError, match=r"pip install mpviz\[train\]"):
+        recover("mlp", epochs=1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"at step (\d+) of 36") as caught:
+        recover("mlp", tmp_path, learning_rate=1e20, weight_decay=0.0, every=1)
+    named = max(tmp_path.glob("step-*.safetensors"))
+    assert str(named) in str(caught.value)
+    checkpoint = mp.load(named, model=mlp(1))
+    assert all(torch.isfinite(p).all() for p in checkpoint.model.parameters())
+    with pytest.raises(TrainingError, match="nothing was kept"):
+        recover("mlp", learning_rate=1e20)
+
+
+def test_a_cancelled_run_keeps_its_last_step(tmp_path: Path) -> None:
+    asked = iter([False] * 6 + [True])
+    with pytest.raises(Cancelled, match=r"after step 7; the last good checkpoint is .*step-00000007"):
+        recover("mlp", tmp_path, cancelled=lambda: next(asked))
+    assert digest(recover("mlp", tmp_path).model) == digest(recover("mlp").model)
+
+
+def test_another_schedule_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    run = recover("mlp", tmp_path, epochs=1)
+    with pytest.raises(CheckpointError, match="epochs: 1 there, 2 asked"):
+        recover("mlp", tmp_path, epochs=2)
+    with pytest.raises(CheckpointError, match="masks"):
+        masks = mp.magnitude_masks(mlp(1), sparsity=0.4)
+        options = {"epochs": 1, "batch": 64, "optimizer": "sgd", "learning_rate": 0.05}
+        distill(mlp(1), mlp(2), digits(), masks=masks, device="cpu", out=tmp_path, **options)
+    assert digest(recover("mlp", tmp_path, epochs=1).model) == digest(run.model)
+
+
+def test_vit_dropout_differs_by_seed_and_repeats_by_seed() -> None:
+    one, same, other = (recover("dropout", epochs=1, seed=seed) for seed in (0, 0, 1))
+    assert digest(one.model) == digest(same.model) != digest(other.model)
+    assert vit(1, 0.2).training is False
