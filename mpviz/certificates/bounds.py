@@ -216,8 +216,10 @@ def cover(
         again = ~bound.certified & ~changed & ~far & (stop - start > smallest)
         lower[which[~again]] = np.minimum(lower[which[~again]], bound.lower[~again])
         rounding[which[~again]] = np.maximum(rounding[which[~again]], bound.rounding[~again])
-        # a sample that is lost in one part is lost: its other parts need no work
+        # a sample that is lost in one part is lost: its other parts need no work, and nothing is said of them
         lost = which[~again][lower[which[~again]].min(axis=1) <= 0]
+        for _, _, rest in todo:
+            lower[np.intersect1d(rest, lost)] = -np.inf
         todo = [(a, b, np.setdiff1d(rest, lost)) for a, b, rest in todo]
         todo = [entry for entry in todo if len(entry[2])]
         settled += (stop - start) * float((~again).sum())

@@ -157,6 +157,7 @@ class _Proofs:
             (self._network, images), self._why = prepared, ""
         if prepared is None and self._network is not None and isinstance(images, Tensor):
             check_faithful(self._network, images)
+            check_faithful(self._network, images, self._changed, pruned)
         self._images = images
         if self._network is not None:
             with torch.no_grad():

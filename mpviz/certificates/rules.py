@@ -74,8 +74,11 @@ def forward(network: Network, node: Node, inputs: list[State], unit: float) -> S
     size = sum(state.centre.abs() + state.magnitude() for state in inputs)
     assert isinstance(size, Tensor)
     if node.op == "norm":
-        scale, shift = _scale_shift(network.module(node), x.centre)
-        size = size * scale.abs() + shift.abs()
+        module = network.module(node)
+        scale, shift = _scale_shift(module, x.centre)
+        # the shift is a difference, which may be small where its terms are not
+        terms = 2 * (module.running_mean.to(x.centre).abs().reshape(scale.shape) * scale.abs()) + shift.abs()
+        size = size * scale.abs() + terms
     elif node.op in ("avgpool", "maxpool"):
         size = F.max_pool2d(size, 1) if size.shape == out.centre.shape else _largest(network.module(node), size)
     out.rounding = out.cost = 64 * unit * size if node.op != "avgpool" else 4 * (_terms(x, out) + 16) * unit * size
@@ -193,7 +196,8 @@ def _window_max(module: Any, others: Tensor, x: State, where: Tensor) -> Tensor:
     An entry that wins one window is left out of all others too, so windows that overlap are treated apart.
     """
     size, stride = module.kernel_size, module.stride
-    if size != stride or module.padding not in (0, (0, 0)):
+    apart = size == stride and module.padding in (0, (0, 0)) and module.dilation in (1, (1, 1))
+    if not apart:
         highest = x.centre if x.high is None else x.centre + x.high
         columns = F.unfold(F.pad(highest, _sides(module), value=-1e300), size, stride=stride, dilation=module.dilation)
         n, c = x.centre.shape[:2]
@@ -203,7 +207,7 @@ def _window_max(module: Any, others: Tensor, x: State, where: Tensor) -> Tensor:
         own = highest.flatten(2).gather(2, where.flatten(2))
         rival = torch.where(best[:, :, 0] > own, best[:, :, 0], best[:, :, -1])
         return rival.reshape(where.shape)
-    return F.max_pool2d(others, size, stride, dilation=module.dilation)
+    return F.max_pool2d(others, size, stride)
 
 
 def _sides(module: Any) -> tuple[int, int, int, int]:

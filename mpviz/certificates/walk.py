@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpviz.certificates import rules
 from mpviz.certificates.boxes import ROUNDOFF, State, affine
@@ -88,23 +89,38 @@ def centre_logits(network: Network, images: Inputs, weights: Weights | None = No
     return values[network.output]
 
 
-def check_faithful(network: Network, images: Tensor, count: int = 2) -> None:
-    """Run model and list of operations on some images: what Python does unseen (``y += x`` on an alias) shows.
+def check_faithful(
+    network: Network, images: Tensor, weights: Weights | None = None, model: nn.Module | None = None, batch: int = 64
+) -> None:
+    """Run a model and the list of operations on all images, both in double precision: what Python does unseen shows.
 
-    Raises ModelError when they differ by more than rounding of the network's own precision explains.
+    model: the network's own, or one that claims to be it with these `weights`. Raises ModelError where their logits
+    differ by more than double precision explains, and for buffers that a forward pass changes.
     """
-    few = images[:count]
-    like = next(network.model.parameters())
+    kind = type(network.model).__name__
+    own = copy.deepcopy(network.model if model is None else model).double()
+    before = {name: value.clone() for name, value in own.named_buffers()}
+    device = next(own.parameters()).device
     with torch.no_grad():
-        own = network.model(few.to(like)).double()
-        read = centre_logits(network, few)
-    near = 1e-2 * float(read.abs().max())
-    if own.shape != read.shape or not torch.allclose(own.to(read), read, rtol=1e-2, atol=near):
-        raise ModelError(
-            f"the operations read from {type(network.model).__name__} do not give its logits, so nothing is proved "
-            "about it; look for values that are overwritten in place; the measured, population and estimate tiers "
-            "remain"
-        )
+        for start in range(0, len(images), batch):
+            few = images[start : start + batch]
+            said = own(few.to(device).double())
+            read = centre_logits(network, few, weights)
+            near = 1e-7 * float(read.abs().max())
+            same = isinstance(said, Tensor) and said.shape == read.shape
+            if not same or not torch.allclose(said.to(read), read, rtol=1e-7, atol=near):
+                which = "its logits" if model is None else "the logits of the pruned network"
+                raise ModelError(
+                    f"the operations read from {kind} do not give {which}, so nothing is proved about it; look for "
+                    "another forward pass, or values that are overwritten in place; the measured, population and "
+                    "estimate tiers remain"
+                )
+    for name, value in own.named_buffers():
+        if not torch.equal(value, before[name]):
+            raise ModelError(
+                f"a forward pass of {kind} changes the buffer {name}, so nothing is proved about it; the measured, "
+                "population and estimate tiers remain"
+            )
 
 
 def forward(nodes: Iterable[Node], network: Network, family: Family, images: Inputs, unit: float) -> dict[str, State]:

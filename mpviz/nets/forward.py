@@ -89,12 +89,13 @@ def logits(
 ) -> Tensor:
     """Float32["n classes"] of the model in eval mode, on the CPU; under `masks` where given.
 
-    images: Float["n c h w"]. The model's own weights and its mode are left as they are, so several threads may call
-    this on one model. Raises ModelError for a model in training mode, or whose output is not Float["n classes"].
+    Float64 where the model's are. images: Float["n c h w"]. The model's own weights and its mode are left as they are,
+    so several threads may call this on one model. Raises ModelError for a model of which a part is in training mode, or
+    whose output is not Float["n classes"].
     """
     if len(images) == 0:
         raise ModelError("no images to evaluate; give at least one sample")
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ModelError(f"{type(model).__name__} is in training mode, its logits depend on the batch; call .eval()")
     device = next(model.parameters()).device
     network = masked_copy(model, masks) if masks else model
@@ -106,7 +107,7 @@ def logits(
         out = _run(network, x)
         if not isinstance(out, Tensor) or out.ndim != 2:
             raise ModelError(f"{type(model).__name__} gives no logits of shape (n, classes); wrap it so that it does")
-        parts.append(out.float().cpu())
+        parts.append((out if out.dtype == torch.float64 else out.float()).cpu())
         if progress is not None:
             progress(min(1.0, (start + batch) / len(images)))
     return torch.cat(parts)

@@ -128,6 +128,8 @@ def trace(model: nn.Module) -> Network:
             f"{kind} cannot be read as a list of operations ({type(error).__name__}: {error}), so no bound is proved "
             "for it; the measured, population and estimate tiers remain"
         ) from error
+    if sum(step.op == "placeholder" for step in graph.nodes) != 1:
+        raise _no_rule("a forward pass of several arguments; wrap the network so that it takes images alone")
     nodes: dict[str, Node] = {}
     output = ""
     for step in graph.nodes:
@@ -144,13 +146,21 @@ def trace(model: nn.Module) -> Network:
 
 
 def check_plain(model: nn.Module) -> None:
-    """Refuse what a list of operations would not show: hooks, and one tensor under two names.
+    """Refuse what a list of operations would not show: hooks, replaced methods, one tensor under two names, half types.
 
     Raises ModelError, which names the module or the parameter.
     """
     for path, module in model.named_modules():
+        if "forward" in vars(module):
+            raise _no_rule(f"the forward method put on {path or type(module).__name__} itself; make it a class's own")
         if module._forward_hooks or module._forward_pre_hooks:
             raise _no_rule(f"the forward hooks of {path or type(module).__name__}; remove them first")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ModelError(
+                f"{name} is {parameter.dtype}, whose rounding no bound covers; prove it for model.float(); the "
+                "measured, population and estimate tiers remain"
+            )
     names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), name)

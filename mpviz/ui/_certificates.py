@@ -267,6 +267,7 @@ def why_not(samples: SampleView, row: int, classes: Sequence[str] = ()) -> list[
     for tier, lower in samples.lower.items():
         least = float(lower[row])
         if math.isinf(least):
+            said.append(f"{tier}: not proved.")
             continue
         verdict = "proved" if least > 0 else f"not proved, by {text.significant(-least)} logits"
         said.append(f"{tier}: {verdict} (least margin over the set: {text.significant(least)}).")

@@ -41,12 +41,25 @@ class Overlapping(nn.Module):
         return self.fc(torch.flatten(self.mean(torch.relu(self.grouped(x))), 1))
 
 
+class Dilated(nn.Module):
+    """Max-pool windows whose entries lie apart and interleave, although they do not overlap as ranges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1, dilation=1)
+        self.pool = nn.MaxPool2d(2, stride=2, dilation=2)
+        self.fc = nn.Linear(36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.conv(x)).flatten(1))
+
+
 def mlp() -> nn.Module:
     """64-20-16-4."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
-KINDS = {"mlp": mlp, "residual": Residual, "overlapping": Overlapping}
+KINDS = {"mlp": mlp, "residual": Residual, "overlapping": Overlapping, "dilated": Dilated}
 
 
 def build(kind: str, seed: int) -> nn.Module:

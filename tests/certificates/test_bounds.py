@@ -179,6 +179,19 @@ def test_a_slider_in_parts_holds_at_every_position_and_is_no_worse() -> None:
         assert (z.argmax(dim=1) == target)[torch.from_numpy(parts.certified)].all()
 
 
+def test_the_least_margin_of_a_sample_that_is_lost_is_no_promise() -> None:
+    for seed in range(8):
+        model = networks.build("mlp", seed)
+        network, x = trace(model), networks.images(20, seed)
+        target = walk.centre_logits(network, x).argmax(dim=1)
+        at = lambda s, model=model: networks.threshold_masks(model, s)  # noqa: E731
+        found = bounds.slider_bound(network, at, (0.2, 0.8), x, target, bounds.Options(pieces=8))
+        assert not np.isnan(found.lower).any()
+        for s in torch.linspace(0.2, 0.8, 40).tolist():
+            z = walk.centre_logits(network, x, masked_parameters(model, at(s)))
+            assert attacks.broken(z, target, torch.from_numpy(found.lower))[0] == 0
+
+
 def test_a_path_holds_for_every_theta() -> None:
     model = networks.build("mlp", 2)
     network, x = trace(model), networks.images(40, 2)
