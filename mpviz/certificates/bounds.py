@@ -19,12 +19,13 @@ from torch import Tensor
 
 from mpviz.certificates import rules
 from mpviz.certificates.boxes import ROUNDOFF, State, affine
-from mpviz.certificates.families import Family, Masks, Weights, bracket, path
+from mpviz.certificates.families import Family, Masks, Weights, bracket, check_nested, path
 from mpviz.certificates.walk import Inputs, Start, forward
 from mpviz.errors import Cancelled, DataError, ModelError, MpvizError
 from mpviz.nets.graph import Network
 
 ARITHMETIC = tuple(ROUNDOFF)
+PROBES = 16  # positions inside a stretch at which a slider is looked at before anything is proved
 _HOPELESS = 1e4  # a bound that gives this many logits away is not mended by halving its set
 
 
@@ -180,6 +181,10 @@ class Options:
     progress: Callable[[float], None] | None = None
     cancelled: Callable[[], bool] | None = None
 
+    def __post_init__(self) -> None:
+        if self.pieces < 1 or self.batch < 1:
+            raise MpvizError(f"pieces and batch are at least 1; got {self.pieces} and {self.batch}")
+
 
 def cover(
     network: Network,
@@ -227,7 +232,8 @@ def cover(
             middle = 0.5 * (start + stop)
             todo += [(middle, stop, which[again]), (start, middle, which[again])]
         if options.progress is not None:
-            options.progress(min(1.0, settled / ((ends[1] - ends[0]) * len(images))))
+            whole = (ends[1] - ends[0]) * len(images)
+            options.progress(min(1.0, settled / whole) if whole > 0 else 1.0)
     return MarginBound(name, target.cpu().numpy(), lower, centre, rounding)
 
 
@@ -258,7 +264,7 @@ def slider_bound(
 
     masks_at: sparsity → masks of a nested family: layer weights frozen at one sparsity. Every mask of the family
     between two of its positions keeps what the later keeps and removes what the earlier removes, so it lies in their
-    bracket. Raises BudgetError when two positions are not nested.
+    bracket. Raises BudgetError when positions are not nested, as far as they are looked at: at least 16 inside.
     """
     known: dict[float, Masks] = {}
 
@@ -267,6 +273,9 @@ def slider_bound(
             known[sparsity] = masks_at(sparsity)
         return known[sparsity]
 
+    for inner in np.linspace(*ends, PROBES + 2)[1:-1].tolist():
+        check_nested(at(ends[0]), at(inner))
+        check_nested(at(inner), at(ends[1]))
     return cover(
         network,
         lambda start, stop: bracket(network.model, at(start), at(stop)),

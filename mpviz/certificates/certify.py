@@ -18,7 +18,7 @@ from mpviz.certificates.walk import Inputs, Start, centre_logits, check_faithful
 from mpviz.errors import ModelError, MpvizError, nearest
 from mpviz.nets.data import Split
 from mpviz.nets.forward import logits
-from mpviz.nets.graph import Network, trace
+from mpviz.nets.graph import Network, check_plain, trace
 from mpviz.nets.last_block import last_block
 
 TIERS = ("measured", "population", "path", "sub-masks", "bracket", "slider", "every position", "ball")
@@ -125,6 +125,10 @@ def _checked(tiers: Sequence[str], slider: Slider | None) -> list[str]:
             raise MpvizError(f"unknown tier '{tier}'; {nearest(tier, TIERS)}")
         if tier in ("bracket", "slider", "every position") and slider is None:
             raise MpvizError(f"the tier '{tier}' speaks about a stretch of a slider; give slider=Slider(…)")
+    if slider is not None and not 0 <= slider.start <= slider.stop < 1:
+        raise MpvizError(
+            f"a slider runs from a sparsity to a later one, both in [0, 1); got {slider.start} to {slider.stop}"
+        )
     return tiers
 
 
@@ -157,6 +161,7 @@ class _Proofs:
             (self._network, images), self._why = prepared, ""
         if prepared is None and self._network is not None and isinstance(images, Tensor):
             check_faithful(self._network, images)
+            check_plain(pruned)
             check_faithful(self._network, images, self._changed, pruned)
         self._images = images
         if self._network is not None:

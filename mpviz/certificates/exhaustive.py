@@ -17,6 +17,7 @@ from mpviz.nets.forward import pruned_copy
 
 Masks = Mapping[str, Tensor]
 Step = Mapping[str, Tensor]  # layer → flat indices of the entries that go together
+PROBES = 16  # positions that are always looked at, however alike both ends are
 TRIALS = 3  # timed passes of an estimate
 
 
@@ -94,6 +95,10 @@ def stretch(
     """
     _check_ends(start, stop)
     first, last = masks_at(start), masks_at(stop)
+    for inner in np.linspace(start, stop, PROBES + 2)[1:-1].tolist():
+        middle = masks_at(inner)
+        _between(first, middle)
+        _between(middle, last)
     steps, positions = [], []
     for step, position in _steps(masks_at, start, first, stop, last, cancelled):
         steps.append(step)

@@ -42,6 +42,23 @@ def _under(model: nn.Module, masks: Masks) -> Weights:
     return {key: value.double() for key, value in masked_parameters(model, masks).items()}
 
 
+def check_nested(denser: Masks, sparser: Masks) -> None:
+    """Raises BudgetError, which names the layer, when `sparser` keeps an entry that `denser` removes."""
+    if set(denser) != set(sparser):
+        other = sorted(set(denser) ^ set(sparser))[0]
+        raise BudgetError(f"{other} has a mask at one end of the bracket only; give masks of the same layers")
+    for name in sparser:
+        pair = denser[name], sparser[name]
+        if any(mask.dtype != torch.bool for mask in pair):
+            raise BudgetError(f"the mask of {name} is no bool tensor; give one, True = kept")
+        if pair[0].shape == pair[1].shape and bool((pair[1] & ~pair[0]).any()):
+            more = int((pair[1] & ~pair[0]).sum())
+            raise BudgetError(
+                f"the masks of {name} are not nested: {more} entries removed at the denser end are kept at the "
+                "sparser one; freeze the layer weights at one sparsity and make both masks with them"
+            )
+
+
 def bracket(model: nn.Module, denser: Masks, sparser: Masks) -> Family:
     """Every mask between two, in any order: all that keep what `sparser` keeps and remove what `denser` removes.
 
@@ -49,16 +66,7 @@ def bracket(model: nn.Module, denser: Masks, sparser: Masks) -> Family:
     family is nested. Raises BudgetError when the two are not nested, which names the layer: SEB weights move with
     the sparsity, so freeze them at one sparsity before making both masks.
     """
-    if set(denser) != set(sparser):
-        other = sorted(set(denser) ^ set(sparser))[0]
-        raise BudgetError(f"{other} has a mask at one end of the bracket only; give masks of the same layers")
-    for name in sparser:
-        if denser[name].shape == sparser[name].shape and bool((sparser[name] & ~denser[name]).any()):
-            more = int((sparser[name] & ~denser[name]).sum())
-            raise BudgetError(
-                f"the masks of {name} are not nested: {more} entries removed at the denser end are kept at the "
-                "sparser one; freeze the layer weights at one sparsity and make both masks with them"
-            )
+    check_nested(denser, sparser)
     outer, inner = _under(model, denser), _under(model, sparser)
     return Family(
         name="every mask between the two, in any order",

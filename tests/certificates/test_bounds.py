@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mpviz.certificates import bounds, boxes, families, rules, walk
+from mpviz.certificates.exhaustive import stretch
 from mpviz.certificates.scope import find_scope
 from mpviz.errors import BudgetError, Cancelled, DataError, ModelError, MpvizError
 from mpviz.nets.forward import masked_parameters
@@ -177,6 +178,33 @@ def test_a_slider_in_parts_holds_at_every_position_and_is_no_worse() -> None:
     for s in torch.linspace(0.1, 0.4, 60).tolist():
         z = walk.centre_logits(network, x, masked_parameters(model, at(s)))
         assert (z.argmax(dim=1) == target)[torch.from_numpy(parts.certified)].all()
+
+
+def test_a_slider_that_is_nested_at_its_ends_alone_is_refused() -> None:
+    model = networks.build("mlp", 0)
+    network, x = trace(model), networks.images(4, 0)
+    target = walk.centre_logits(network, x).argmax(dim=1)
+    both, between = networks.threshold_masks(model, 0.2), networks.threshold_masks(model, 0.3)
+    at = lambda s: between if 0.31 < s < 0.39 else both  # noqa: E731
+    with pytest.raises(BudgetError, match="not nested"):
+        bounds.slider_bound(network, at, (0.3, 0.4), x, target)
+    with pytest.raises(BudgetError, match="not nested"):
+        stretch(at, 0.3, 0.4)
+
+
+def test_a_stretch_of_one_position_and_senseless_options() -> None:
+    model = networks.build("mlp", 0)
+    network, x = trace(model), networks.images(4, 0)
+    target = walk.centre_logits(network, x).argmax(dim=1)
+    told: list[float] = []
+    at = lambda s: networks.threshold_masks(model, s)  # noqa: E731
+    one = bounds.slider_bound(network, at, (0.1, 0.1), x, target, bounds.Options(progress=told.append))
+    assert len(one.margin) == 4 and told[-1] == 1.0
+    for wrong in ({"pieces": 0}, {"batch": 0}):
+        with pytest.raises(MpvizError, match="at least 1"):
+            bounds.Options(**wrong)
+    with pytest.raises(BudgetError, match="no bool tensor"):
+        families.bracket(model, {"1.weight": torch.ones(20, 64)}, {"1.weight": torch.ones(20, 64)})
 
 
 def test_the_least_margin_of_a_sample_that_is_lost_is_no_promise() -> None:

@@ -49,6 +49,13 @@ def test_a_pruned_network_with_another_forward_pass_is_refused() -> None:
     refused(dense, pruned, "the logits of the pruned network")
 
 
+def test_a_hook_on_the_pruned_network_is_refused() -> None:
+    dense = Switch().eval()
+    pruned = copy.deepcopy(dense)
+    pruned.a.register_forward_hook(lambda module, inputs, out: 2 * out)
+    refused(dense, pruned, "hooks of a")
+
+
 def test_a_method_put_on_an_instance_is_refused() -> None:
     dense = Switch().eval()
     dense.a.forward = lambda x: x.clamp(0, 1)  # type: ignore[method-assign]
