@@ -54,10 +54,13 @@ def gamma(terms: int) -> float:
 
 
 def layer_node(network: Network, weight: str) -> Node:
-    """The node of a weight. Raises ModelError when no layer has it."""
+    """The node of a weight. Raises ModelError when no layer has it, or one is used more than once."""
     if weight not in network.weights:
         raise ModelError(f"no layer of the network has the weight '{weight}'; {nearest(weight, network.weights)}")
-    return next(node for node in network if node.weight == weight)
+    uses = [node for node in network if node.weight == weight]
+    if len(uses) > 1:
+        raise ModelError(f"{weight} is used {len(uses)} times in one pass; a bound for one layer needs one use")
+    return uses[0]
 
 
 def global_lipschitz(network: Network, weight: str) -> float:
@@ -179,7 +182,8 @@ def _forward(network: Network, node: Node, inputs: list[tuple[Tensor, Tensor]]) 
             shape = (-1, *(1 for _ in range(low.ndim - 2)))
             scale, shift = scale.reshape(shape), shift.reshape(shape)
             one, other = low * scale + shift, high * scale + shift
-            error = 64 * UNIT * (torch.maximum(low.abs(), high.abs()) * scale.abs() + shift.abs())
+            terms = module.running_mean.double().abs().reshape(shape) * scale.abs() + shift.abs()  # it is a difference
+            error = 64 * UNIT * (torch.maximum(low.abs(), high.abs()) * scale.abs() + 2 * terms)
             return torch.minimum(one, other) - error, torch.maximum(one, other) + error
         case "relu":
             return low.clamp(min=0), high.clamp(min=0)
