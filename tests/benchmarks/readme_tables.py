@@ -105,7 +105,23 @@ def _every_position(levels: tuple[float, ...]) -> list[str]:
     return lines
 
 
+def methods_table() -> str:
+    """Accuracy after each unstructured method without training, by sparsity, of the networks that are measured."""
+    cells = json.loads((ROOT / "data/benchmarks/methods.json").read_text())["cells"]
+    levels = (0.2, 0.4, 0.5, 0.6, 0.7)
+    lines = ["| accuracy %, no training after | " + " | ".join(f"{s:.0%}" for s in levels) + " |"]
+    lines.append("| --- " * (len(levels) + 1) + "|")
+    found = {(cell["network"], cell["method"], cell["sparsity"]): cell for cell in cells}
+    for network, method in dict.fromkeys((cell["network"], cell["method"]) for cell in cells):
+        row = [found.get((network, method, s)) for s in levels]
+        if all(row):
+            shown = " | ".join(f"{100 * cell['accuracy']:.2f}" for cell in row if cell)
+            lines.append(f"| {network}, {method} | {shown} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "methods": methods_table,
     "certificates": certificates_table,
     "sparsity": sparsity_table,
     "models": models_table,
