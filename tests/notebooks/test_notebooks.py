@@ -50,6 +50,14 @@ SAYS = {
         8: r"widget-view",
         9: r"planted_overlap",
     },
+    "03-budgets-and-masks": {
+        1: r"features\.fc1\.weight",
+        2: r"entries decided otherwise",
+        3: r"test split only measures[\s\S]*SparseGPT",
+        4: r"sub-edge[\s\S]*sparsegpt",
+        5: r"SEB, four regimes",
+        6: r"sparsegpt\.safetensors: the same logits, bit by bit, and 331,7\d\d zeros",
+    },
     "06-certificates": {
         1: r"certified \d+\.\d% ≤ unchanged \d+\.\d% \(measured\)",
         2: r"unchanged[\s\S]*slider[\s\S]*sub-masks",
