@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +31,18 @@ class Stage:
         return self.over > self.target
 
 
-def stages(sparsity: float, ratio: float = 1.6, magnitude_until: float = 0.0, step: float = STEP) -> list[Stage]:
+def stages(
+    sparsity: float,
+    ratio: float = 1.6,
+    magnitude_until: float = 0.0,
+    step: float = STEP,
+    targets: Sequence[float] = (),
+) -> list[Stage]:
     """The steps of SER up to a sparsity, or of the hybrid when magnitude_until > 0.
 
     ratio: what a step removes over what it keeps removed; the paper removes 8 points per step of 5 and gives 3 back.
-    magnitude_until: up to there one magnitude step, without restoration. Source: arXiv:2606.02608.
+    magnitude_until: up to there one magnitude step, without restoration. targets: the sparsities to stop at, instead of
+    every `step`; those above `sparsity` are left out. Raises BudgetError. Source: arXiv:2606.02608.
 
     >>> [(s.target, s.over) for s in stages(0.3, magnitude_until=0.2)]
     [(0.2, 0.2), (0.25, 0.28), (0.3, 0.33)]
@@ -45,13 +52,17 @@ def stages(sparsity: float, ratio: float = 1.6, magnitude_until: float = 0.0, st
         raise BudgetError(f"the over-pruning ratio is at least 1; got {ratio}")
     if not 0 < step < 1:
         raise BudgetError(f"a step is a difference of sparsities in (0, 1); got {step}")
+    ladder = [check_sparsity(target) for target in targets]
+    if ladder != sorted(set(ladder)) or (ladder and ladder[0] <= 0):
+        raise BudgetError(f"targets are sparsities that rise from above 0; got {', '.join(map(str, targets))}")
     made: list[Stage] = []
     at = 0.0
     if magnitude_until > 0:
         at = round(min(magnitude_until, goal), 10)
         made.append(Stage(at, at))
     while goal - at > 1e-9:
-        following = round(min(at + step, goal), 10)
+        above = [target for target in ladder if target - at > 1e-9]
+        following = round(min(above[0] if above else goal if ladder else at + step, goal), 10)
         over = round(min(at + ratio * (following - at), 0.999), 10)
         made.append(Stage(following, max(over, following)))
         at = following

@@ -36,10 +36,12 @@ class StepPlan:
 
     schedule: "magnitude" and "seb" prune gradually without restoring; "ser" over-prunes by SEB weights and restores;
     "hybrid" is magnitude up to `until`, then SER; "drop-threshold" is magnitude until the accuracy on the check split
-    is `drop` below the dense one after recovery, then SER. step: between targets. ratio: what an SER step removes over
+    is `drop` below the dense one after recovery, then SER. step: between targets; targets: the sparsities to stop at,
+    instead of steps. ratio: what an SER step removes over
     what it keeps removed. factor, candidates: of `restore`. restored: a restored entry begins at the value it "moved"
     to or that it had "before". selection: epochs of the selection phase; recovery: epochs after each step; last: more
-    of those after the last one. The numbers are those of arXiv:2606.02608 where it names them.
+    of those after the last one; equal: a step without a selection phase trains as many epochs longer, so that all
+    schedules see the same number of images. The numbers are those of arXiv:2606.02608 where it names them.
     """
 
     schedule: str = "hybrid"
@@ -54,6 +56,8 @@ class StepPlan:
     selection_rate: float = 1e-3
     recovery: int = 1
     last: int = 0
+    targets: tuple[float, ...] = ()
+    equal: bool = False
 
     def checked(self) -> StepPlan:
         """Raises TrainingError for an unknown schedule or numbers that mean nothing."""
@@ -68,7 +72,7 @@ class StepPlan:
     def stages(self, sparsity: float) -> list[Stage]:
         """The targets up to a sparsity."""
         ratio = self.ratio if self.schedule in ("ser", "hybrid", "drop-threshold") else 1.0
-        return stages(sparsity, ratio, self.until if self.schedule == "hybrid" else 0.0, self.step)
+        return stages(sparsity, ratio, self.until if self.schedule == "hybrid" else 0.0, self.step, self.targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +188,8 @@ class _Run:
             self._put_back(student, over, masks, moved)
         self.masks = masks
         epochs = self.plan.recovery + (self.plan.last if last else 0)
+        if self.plan.equal and not restoring:
+            epochs += round(self.plan.selection)
         row = {"target": stage.target, "over": stage.over if restoring else stage.target, "restored": back,
                "spectral": spectral, "removed": sum(int((~m).sum()) for m in masks.values()),
                "selection_epochs": self.plan.selection if restoring else 0.0, "recovery_epochs": epochs}  # fmt: skip

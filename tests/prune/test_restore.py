@@ -30,6 +30,11 @@ def test_the_schedule_of_the_paper() -> None:
     assert stages(0.12)[-1].over == pytest.approx(0.132)
     assert [s.target for s in stages(0.15, magnitude_until=0.2)] == [0.15]
     assert stages(0.97)[-1].over <= 0.999
+    chosen = stages(0.6, magnitude_until=0.2, targets=(0.2, 0.35, 0.5, 0.7))
+    assert [s.target for s in chosen] == [0.2, 0.35, 0.5, 0.6]
+    assert [s.over for s in chosen] == pytest.approx([0.2, 0.44, 0.59, 0.66])
+    with pytest.raises(BudgetError, match="targets"):
+        stages(0.6, targets=(0.5, 0.2))
     assert not any(s.restores for s in stages(0.3, ratio=1.0))
 
 

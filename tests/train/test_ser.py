@@ -78,6 +78,15 @@ def test_each_stage_has_exactly_its_sparsity_and_removed_entries_stay_removed(mo
         assert not found.model.get_parameter(name).detach()[~mask].any()
 
 
+def test_equal_makes_a_step_without_selection_longer(model) -> None:  # type: ignore[no-untyped-def]
+    made = prune_in_steps(
+        model, digits(), 0.5, StepPlan("hybrid", selection=1.0, equal=True, targets=(0.2, 0.5)), **FAST
+    )
+    assert made.log["target"].tolist() == [0.2, 0.5]
+    assert made.log["recovery_epochs"].tolist() == [2, 1]
+    assert (made.log["recovery_epochs"] + made.log["selection_epochs"]).tolist() == [2.0, 2.0]
+
+
 def test_what_sets_each_apart_changes_the_mask(model) -> None:  # type: ignore[no-untyped-def]
     made = {}
     for name, plan in {

@@ -1,0 +1,144 @@
+"""Pruning with recovery: magnitude, SEB, SER and Hybrid on the bundled networks, several seeds, one path each.
+
+    python tests/benchmarks/recovery_grid.py [--networks …] [--arms …] [--seeds 0 1 2] [--folder runs/recovery-grid]
+
+An epoch is the bundled 10 000 training images. A path prunes to each sparsity in turn and trains between them: two
+epochs at each, of which SER spends the first one on selection, so that all arms see the same number of images. Seeds
+set the order of the images, their shifts and flips. The learning rate of each network is the one that magnitude does
+best with (`--tune`: 9 000 images to train, 1 000 others to compare); all arms share it. Finished stages are kept in the
+folder, so a run goes on where it stopped. The test images only measure. `--collect` writes
+data/benchmarks/recovery-grid.json from all stages in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import record
+import torch
+from torch import Tensor, nn
+
+import mpviz as mp
+from mpviz.certificates.cross_entropy import exact_change
+from mpviz.certificates.margins import compare_logits
+from mpviz.files import write_text
+from mpviz.nets.data import ImageArrays, Split
+from mpviz.nets.forward import logits
+from mpviz.train.augment import FlipShift
+from mpviz.train.objectives import recovery_loss
+from mpviz.train.ser import StepPlan, prune_in_steps
+
+NAME = "recovery-grid"
+TARGETS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
+ARMS = ("magnitude", "hybrid", "ser", "seb")
+BATCH = 64
+RATES = {"fashion-resnet": (3e-4, 1e-3, 3e-3), "fashion-vit": (1e-4, 3e-4, 1e-3)}
+
+
+def whole_train() -> Split:
+    """All 10 000 bundled training images, those that are usually set aside for calibration among them."""
+    splits = mp.load_data("fashion-mnist", folder="bundled")
+    dataset = splits.train.dataset
+    assert isinstance(dataset, ImageArrays)
+    held = splits.calibration.dataset
+    assert isinstance(held, ImageArrays)
+    pixels, labels = torch.cat([dataset.images, held.images]), torch.cat([dataset.labels, held.labels])
+    everything = ImageArrays(pixels.numpy(), labels.numpy(), dataset.mean, dataset.std, dataset.full_scale)
+    return Split("train", everything, splits.classes)
+
+
+def tune(name: str, folder: Path) -> float:
+    """The learning rate with the least cross-entropy on the images set aside, magnitude at 80 %, two epochs."""
+    kept = folder / name / "rates.json"
+    if kept.exists():
+        found = json.loads(kept.read_text())
+    else:
+        splits, model = mp.load_data("fashion-mnist", folder="bundled"), mp.load_model(name)
+        masks = mp.prune_model(model, "magnitude", 0.8).masks
+        images, labels = splits.calibration.sample()
+        found = {}
+        for rate in RATES[name]:
+            after = mp.distill(
+                model, model, splits.train, masks, 2, batch=BATCH, learning_rate=rate, augment=FlipShift()
+            )
+            found[str(rate)] = float(recovery_loss(logits(after.model, images), labels).mean())
+            print(name, rate, found[str(rate)], flush=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(kept, json.dumps(found))
+    return float(min(found, key=found.get))
+
+
+def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
+    """One path through all sparsities; each stage's cell is kept beside its checkpoint."""
+    model, out = mp.load_model(name), folder / name / arm / str(seed)
+    images, labels = mp.load_data("fashion-mnist").test.sample()
+    dense = logits(model, images)
+
+    def measure(row: dict[str, Any], network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        kept = out / f"cell-{row['target']:.4f}.json"
+        if kept.exists():
+            return
+        after = logits(network, images)
+        cert = compare_logits(dense, after, labels, "test")
+        cell = {
+            "network": name, "method": arm, "seed": seed, "sparsity": row["target"], "accuracy": cert.accuracy,
+            "dense_accuracy": cert.dense_accuracy, "certified": cert.coverage, "unchanged": cert.unchanged,
+            "budget": 2 * float(cert.eta.mean()),
+            "cross_entropy_change": float(exact_change(dense, after, labels).mean),
+            "removed": row["removed"], "restored": row["restored"],
+            "epochs": row["selection_epochs"] + row["recovery_epochs"],
+            "layers": {layer: int((~mask).sum()) for layer, mask in masks.items()},
+        }  # fmt: skip
+        write_text(kept, json.dumps(cell))
+        print(name, arm, seed, row["target"], f"{cert.accuracy:.4f}", flush=True)
+
+    plan = StepPlan(arm, targets=TARGETS, selection=1.0, recovery=1, equal=True)
+    prune_in_steps(
+        model, whole_train(), TARGETS[-1], plan, seed=seed, out=out, after_stage=measure,
+        batch=BATCH, learning_rate=rate, augment=FlipShift(),
+    )  # fmt: skip
+
+
+def collect(folder: Path) -> None:
+    """Write the record of all cells there are: each of them, and mean and spread over the seeds."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/cell-*.json"))]
+    groups: dict[tuple[str, str, float], list[float]] = {}
+    for cell in cells:
+        groups.setdefault((cell["network"], cell["method"], cell["sparsity"]), []).append(cell["accuracy"])
+    means = [
+        {"network": n, "method": m, "sparsity": s, "seeds": len(a), "accuracy": statistics.mean(a),
+         "spread": statistics.stdev(a) if len(a) > 1 else None}
+        for (n, m, s), a in groups.items()
+    ]  # fmt: skip
+    rates = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/rates.json")}
+    results = {"batch": BATCH, "optimizer": "adamw", "rates": rates, "means": means, "cells": cells}
+    record.write(NAME, "python tests/benchmarks/recovery_grid.py && … --collect", results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=list(RATES))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/recovery-grid"))
+    parser.add_argument("--collect", action="store_true")
+    options = parser.parse_args()
+    if options.collect:
+        collect(options.folder)
+        return
+    for name in options.networks:
+        rate = tune(name, options.folder)
+        for seed in options.seeds:
+            for arm in options.arms:
+                path_of(name, arm, seed, options.folder, rate)
+
+
+torch.set_num_threads(1)
+
+if __name__ == "__main__":
+    main()
