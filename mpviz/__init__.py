@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpviz.certificates.certify import certify
     from mpviz.errors import MpvizError
+    from mpviz.grid import run_grid
     from mpviz.nets.calibrate import second_moments
     from mpviz.nets.compare import compare
     from mpviz.nets.data import load_data
@@ -54,6 +55,7 @@ __all__ = [
     "save",
     "load",
     "run",
+    "run_grid",
     # the screen
     "Workbench",
     # what all errors have in common
@@ -78,6 +80,7 @@ _HOMES = {
     "save": "mpviz.nets.store",
     "load": "mpviz.nets.store",
     "run": "mpviz.pipeline",
+    "run_grid": "mpviz.grid",
     "Workbench": "mpviz.workbench.state",
     "MpvizError": "mpviz.errors",
 }

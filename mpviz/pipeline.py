@@ -189,7 +189,7 @@ def run(
 
 def _run(recipe: Recipe, tell: Progress, cancelled: Stop | None, curve_samples: int) -> RunResult:
     tell(0.0, "loading the model")
-    model = _dense_model(recipe)
+    model = dense_model(recipe)
     tell(0.05, "analysing its layers")
     spectra = layer_spectra(model, progress=lambda f, name: tell(0.05 + 0.25 * f, name), cancelled=cancelled)
     table = table_of(spectra)
@@ -225,7 +225,8 @@ def _run(recipe: Recipe, tell: Progress, cancelled: Stop | None, curve_samples: 
     return RunResult(recipe, spectra, table, budgets, masks, pruned, cert, comparison, curve)
 
 
-def _dense_model(recipe: Recipe) -> nn.Module:
+def dense_model(recipe: Recipe) -> nn.Module:
+    """The network of a recipe, before pruning."""
     plan = recipe.model
     return load_model(plan.name, pretrained=plan.pretrained, weights=plan.weights or None, **plan.options)
 
@@ -234,6 +235,8 @@ def _checked_plan(recipe: Recipe) -> Recipe:
     for tier in recipe.certify.tiers:
         if tier not in TIERS:
             raise RecipeError(f"recipe key 'certify.tiers' names the unknown tier '{tier}'; {nearest(tier, TIERS)}")
+    if recipe.grid.methods:
+        raise RecipeError("this recipe compares methods (grid.methods); give it to mp.run_grid")
     return checked(recipe)
 
 
@@ -266,12 +269,12 @@ def write_run(result: RunResult, folder: str | Path, extra: Mapping[str, str] | 
     if result.curve is not None:
         tables["curve.csv"] = result.curve.set_index("sparsity")
     texts = {"recipe.toml": result.recipe.to_toml(), **(extra or {})}
-    writers: dict[str, Writer] = {name: _text_writer(text) for name, text in texts.items()}
+    writers: dict[str, Writer] = {name: text_writer(text) for name, text in texts.items()}
     writers |= {name: frame.to_csv for name, frame in tables.items()}
     writers["pruned.safetensors"] = lambda path: save(
         path, result.pruned, result.masks, recipe=result.recipe.to_dict(), results=results
     )
-    writers["results.json"] = _text_writer(json.dumps(results, indent=1) + "\n")
+    writers["results.json"] = text_writer(json.dumps(results, indent=1) + "\n")
     try:
         write_together(folder, writers, gone=_OPTIONAL)
     except OSError as error:
@@ -280,7 +283,8 @@ def write_run(result: RunResult, folder: str | Path, extra: Mapping[str, str] | 
     return replace(result, checkpoint=folder / "pruned.safetensors", folder=folder)
 
 
-def _text_writer(text: str) -> Writer:
+def text_writer(text: str) -> Writer:
+    """What writes this text to a path."""
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
@@ -291,7 +295,7 @@ def read_run(folder: str | Path) -> RunResult:
     """
     folder = Path(folder)
     recipe = read_recipe(folder / "recipe.toml")
-    spectra = layer_spectra(_dense_model(recipe))
+    spectra = layer_spectra(dense_model(recipe))
     checkpoint = load(folder / "pruned.safetensors")
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -54,6 +54,39 @@ class CertifyPlan:
 
 
 @dataclass(frozen=True)
+class GridPlan:
+    """Methods to compare, at which sparsities and with which seeds; no methods: the run is the budget's alone.
+
+    calibration: images of the calibration split for methods that look at data. options: of single methods, by name.
+    """
+
+    methods: list[str] = field(default_factory=list)
+    sparsities: list[float] = field(default_factory=lambda: [0.3, 0.5, 0.7])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    calibration: int = 256
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecoverPlan:
+    """Training after each pruning of a grid, with the dense network as teacher.
+
+    epochs: 0 for none. selection: epochs of the selection phase of prune–restore; methods without one train as many
+    epochs longer. ratio: what a step of prune–restore removes over what it keeps removed. learning_rate, batch: 0 for
+    the optimizer's own. augment: mirror and shift. options: further ones of `mp.distill`.
+    """
+
+    epochs: int = 0
+    selection: float = 1.0
+    ratio: float = 1.6
+    optimizer: str = "adamw"
+    learning_rate: float = 0.0
+    batch: int = 0
+    augment: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole plan. ``Recipe()`` prunes the bundled ViT by half."""
 
@@ -61,6 +94,8 @@ class Recipe:
     data: DataPlan = field(default_factory=DataPlan)
     budget: BudgetPlan = field(default_factory=BudgetPlan)
     certify: CertifyPlan = field(default_factory=CertifyPlan)
+    grid: GridPlan = field(default_factory=GridPlan)
+    recover: RecoverPlan = field(default_factory=RecoverPlan)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, as in the TOML file."""
@@ -159,7 +194,31 @@ def checked(recipe: Recipe) -> Recipe:
         raise RecipeError(f"recipe key 'certify.samples' counts samples, 0 = all; got {recipe.certify.samples}")
     if recipe.certify.seed < 0:
         raise RecipeError(f"recipe key 'certify.seed' must be at least 0; got {recipe.certify.seed}")
+    _check_grid(recipe.grid, recipe.recover)
     return recipe
+
+
+def _check_grid(grid: GridPlan, recover: RecoverPlan) -> None:
+    wrong = {
+        "grid.sparsities": ("must rise, each in (0, 1)", not _rising(grid.sparsities)),
+        "grid.methods": ("names a method twice", len(set(grid.methods)) < len(grid.methods)),
+        "grid.seeds": ("must be different numbers from 0 on", not grid.seeds or len(set(grid.seeds)) < len(grid.seeds)
+                       or min(grid.seeds) < 0),
+        "grid.calibration": ("counts images, at least 1", grid.calibration < 1),
+        "recover.epochs": ("counts epochs, 0 = none", recover.epochs < 0),
+        "recover.selection": ("must be above 0", not recover.selection > 0),
+        "recover.ratio": ("must be at least 1", not recover.ratio >= 1),
+        "recover.learning_rate": ("must be above 0, or 0 for the optimizer's own", not recover.learning_rate >= 0),
+        "recover.batch": ("counts images, 0 for the optimizer's own", recover.batch < 0),
+    }  # fmt: skip
+    for key, (words, bad) in wrong.items():
+        if bad:
+            part, name = key.split(".")
+            raise RecipeError(f"recipe key '{key}' {words}; got {getattr({'grid': grid}.get(part, recover), name)}")
+
+
+def _rising(values: list[float]) -> bool:
+    return bool(values) and values == sorted(set(values)) and 0 < values[0] and values[-1] < 1
 
 
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:

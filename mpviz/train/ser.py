@@ -96,6 +96,7 @@ def prune_in_steps(
     progress: Tell | None = None,
     cancelled: Callable[[], bool] | None = None,
     after_stage: Callable[[dict[str, Any], nn.Module, Mapping[str, Tensor]], None] | None = None,
+    before_recovery: Callable[[float, nn.Module], None] | None = None,
     **recovery: Any,
 ) -> Gradual:
     """Prune a copy of the model step by step, training between the steps with the dense model as teacher.
@@ -103,12 +104,13 @@ def prune_in_steps(
     data: ``splits.train``; masks follow from it and the weights alone. check: a split that is not the test split, for
     the schedule "drop-threshold". out: a folder; each finished stage is kept there as a checkpoint, and a call with
     the same settings goes on behind the last one. after_stage(row of the log, model, masks): after each stage.
+    before_recovery(target, model): of a stage that is pruned, and not yet trained again.
     recovery: options of `distill`, such as optimizer, learning_rate, batch, augment.
     Raises TrainingError for an impossible plan, CheckpointError when `out` holds another run, and the errors of
     `distill`; Cancelled after a checkpoint.
     """
     plan = (plan or StepPlan()).checked()
-    run = _Run(model, data, plan, check, seed, recovery, cancelled)
+    run = _Run(model, data, plan, check, seed, recovery, cancelled, before_recovery)
     todo = plan.stages(sparsity)
     folder = None if out is None else _folder(Path(out).expanduser(), plan, seed, recovery)
     for number, stage in enumerate(todo):
@@ -136,7 +138,9 @@ class _Run:
     def __init__(
         self, model: nn.Module, data: Split, plan: StepPlan, check: Split | None, seed: int,
         recovery: Mapping[str, Any], cancelled: Callable[[], bool] | None,
+        before_recovery: Callable[[float, nn.Module], None] | None,
     ) -> None:  # fmt: skip
+        self.before_recovery = before_recovery
         self.teacher = copy.deepcopy(model).eval()
         self.model = copy.deepcopy(model).eval()
         self.data, self.plan, self.seed, self.recovery, self.cancelled = data, plan, seed, dict(recovery), cancelled
@@ -195,6 +199,8 @@ class _Run:
                "selection_epochs": self.plan.selection if restoring else 0.0, "recovery_epochs": epochs}  # fmt: skip
         row |= {f"restored in {name}": int((masks[name] & ~over[name]).sum()) for name in masks} if restoring else {}
         if epochs:
+            if self.before_recovery is not None:
+                self.before_recovery(stage.target, student.eval())
             found = distill(
                 student, self.teacher, self.data, masks, epochs, seed=self.seed, out=folder,
                 progress=lambda f, words: tell(0.3 + 0.7 * f, words), cancelled=self.cancelled, **self.recovery,

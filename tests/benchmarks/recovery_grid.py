@@ -37,7 +37,7 @@ NAME = "recovery-grid"
 TARGETS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 ARMS = ("magnitude", "hybrid", "ser", "seb")
 BATCH = 64
-RATES = {"fashion-resnet": (3e-4, 1e-3, 3e-3), "fashion-vit": (1e-4, 3e-4, 1e-3)}
+RATES = {"fashion-resnet": (3e-4, 1e-3, 3e-3), "fashion-vit": (1e-4, 3e-4, 1e-3, 3e-3)}
 
 
 def whole_train() -> Split:
@@ -55,19 +55,16 @@ def whole_train() -> Split:
 def tune(name: str, folder: Path) -> float:
     """The learning rate with the least cross-entropy on the images set aside, magnitude at 80 %, two epochs."""
     kept = folder / name / "rates.json"
-    if kept.exists():
-        found = json.loads(kept.read_text())
-    else:
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    missing = [rate for rate in RATES[name] if str(rate) not in found]
+    if missing:
         splits, model = mp.load_data("fashion-mnist", folder="bundled"), mp.load_model(name)
         masks = mp.prune_model(model, "magnitude", 0.8).masks
         images, labels = splits.calibration.sample()
-        found = {}
-        for rate in RATES[name]:
-            after = mp.distill(
-                model, model, splits.train, masks, 2, batch=BATCH, learning_rate=rate, augment=FlipShift()
-            )
-            found[str(rate)] = float(recovery_loss(logits(after.model, images), labels).mean())
-            print(name, rate, found[str(rate)], flush=True)
+    for rate in missing:
+        after = mp.distill(model, model, splits.train, masks, 2, batch=BATCH, learning_rate=rate, augment=FlipShift())
+        found[str(rate)] = float(recovery_loss(logits(after.model, images), labels).mean())
+        print(name, rate, found[str(rate)], flush=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps(found))
     return float(min(found, key=found.get))
