@@ -18,6 +18,9 @@ from mpviz.terminal import ProgressLine, change_lines, columns, layer_lines
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mpviz.grid import GridResult
+    from mpviz.recipe import Recipe
+
 WRONG, INTERRUPTED = 2, 130  # exit codes: of argparse for bad input, of shells for Ctrl-C
 
 
@@ -142,7 +145,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def _add_run(commands: Any) -> None:
-    parser = commands.add_parser("run", help="analyse, prune, certify and save by a recipe, with an HTML report")
+    parser = commands.add_parser("run", help="run a recipe, a plan or a grid of methods, with an HTML report")
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="a TOML file; `mpviz recipe` prints one")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go; else RECIPE-run beside the recipe")
     _add_settings(parser)
@@ -191,6 +194,9 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = with_settings(Recipe() if given is None else read_recipe(given), arguments.settings)
     folder = arguments.out or (Path("mpviz-run") if given is None else given.with_name(f"{given.stem}-run"))
     check_folder(folder)
+    if recipe.grid.methods:
+        _run_grid(recipe, folder, arguments.theme)
+        return
     line = ProgressLine()
     try:
         result = run_recipe(recipe, progress=line.show, curve_samples=arguments.curve)
@@ -200,6 +206,29 @@ def run(arguments: argparse.Namespace) -> None:
         line.clear()
     print(columns(("", "dense", "pruned", "change", "known as"), comparison_rows(result.comparison), left=(0, 4)))
     print(f"\n{folder / 'report.html'}\n{folder / 'pruned.safetensors'}")
+
+
+def _run_grid(recipe: Recipe, folder: Path, theme: str) -> None:
+    """Run or continue a grid, write its folder and print the means over its seeds."""
+    from mpviz.grid import run_grid
+    from mpviz.ui.comparison import comparison_table
+
+    line = ProgressLine()
+    try:
+        result = run_grid(recipe, folder, progress=line.show, report=partial(_grid_page, theme=theme))
+    finally:
+        line.clear()
+    print(comparison_table(result.metrics).dropna(axis="columns", how="all").to_string(index=False))
+    print(f"\n{folder / 'report.html'}\n{folder / 'metrics.csv'}")
+
+
+def _grid_page(result: GridResult, theme: str) -> str:
+    from mpviz.ui.comparison import comparison_html
+
+    model, data = result.recipe.model.name, result.recipe.data.name
+    about = {"model": model, "data": data, **result.environment}
+    words = {key: str(value) for key, value in about.items() if value is not None}
+    return comparison_html(result.metrics, result.layers, f"{model}: methods side by side", words, theme=theme)
 
 
 def _add_recipe(commands: Any) -> None:
@@ -254,6 +283,13 @@ def report(arguments: argparse.Namespace) -> None:
     from mpviz.ui.report import write_report
 
     out = arguments.out or arguments.folder / "report.html"
+    if (arguments.folder / "grid.json").exists():
+        from mpviz.files import write_text
+        from mpviz.grid import read_grid
+
+        write_text(out, _grid_page(read_grid(arguments.folder), arguments.theme))
+        print(out)
+        return
     print(write_report(out, read_run(arguments.folder), theme=arguments.theme))
 
 

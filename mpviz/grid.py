@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -202,7 +203,8 @@ def run_grid(
             raise Cancelled(f"the grid was cancelled; what is finished is kept in {folder}")
         tell = _part(progress, number, len(paths), f"{method}, seed {seed}: ")
         (grid.in_steps if _steps(method, recipe) else grid.at_once)(method, seed, tell)
-    result = read_grid(folder, recipe, environment() | {"seconds": round(time.monotonic() - started, 1)})
+    seconds = _seconds(folder) + time.monotonic() - started
+    result = read_grid(folder, recipe, environment() | {"seconds": round(seconds, 1)})
     texts = {
         "recipe.toml": recipe.to_toml(),
         "environment.json": json.dumps(result.environment, indent=1) + "\n",
@@ -252,6 +254,14 @@ def environment() -> dict[str, Any]:
             found[package] = None
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return found | {"threads": torch.get_num_threads(), "cuda": cuda}
+
+
+def _seconds(folder: Path) -> float:
+    """What earlier finished calls on this folder took."""
+    place = folder / "environment.json"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return float(json.loads(place.read_text(encoding="utf-8"))["seconds"])
+    return 0.0
 
 
 def _checked_grid(recipe: Recipe) -> Recipe:

@@ -316,6 +316,32 @@ def test_report_writes_the_page_again(capsys, finished, tmp_path):
     assert "color-scheme: dark" in (tmp_path / "dark.html").read_text(encoding="utf-8")
 
 
+def test_run_compares_methods_where_the_recipe_has_a_grid(capsys, here):
+    plan = ["grid.methods=['magnitude','haar']", "grid.sparsities=[0.4,0.6]", "model.name=fashion-mlp"]
+    assert cli.main(["run", "--out", "g", "--set", *plan, "certify.samples=100"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("magnitude") == out.count("haar") == 2
+    written = {path.name for path in (here / "g").iterdir()}
+    assert written == {
+        "grid.json",
+        "cells",
+        "recipe.toml",
+        "environment.json",
+        "metrics.csv",
+        "layers.csv",
+        "report.html",
+    }
+    accuracy = pd.read_csv(here / "g/metrics.csv").set_index(["method", "sparsity"])["accuracy"]
+    kept = mp.load(here / "g/cells/haar/seed-0/stage-0.6000.safetensors").model
+    images, labels = mp.load_data().test.sample(100, 0)
+    assert accuracy["haar", 0.6] == float((kept(images).argmax(1) == labels).double().mean())
+    assert cli.main(["report", "g", "--out", "again.html"]) == 0
+    assert "haar" in (here / "again.html").read_text()
+    capsys.readouterr()
+    assert "did you mean 'haar'" in refused(capsys, "run", "--out", "h", "--set", "grid.methods=['har']")
+    assert not (here / "h").exists()
+
+
 def test_report_refuses_what_is_no_run(capsys, finished, here):
     assert "cannot read the recipe" in refused(capsys, "report", "gone")
     folder = shutil.copytree(finished[0], here / "copy")

@@ -21,6 +21,7 @@ PLAN = Recipe(
     ModelPlan("fashion-mlp"), DataPlan(folder="bundled"), certify=CertifyPlan(samples=300, seed=3),
     grid=GridPlan(["magnitude", "wanda"], [0.3, 0.6], [0, 1], calibration=64),
 )  # fmt: skip
+RECIPES = Path(__file__).parents[2] / "data" / "recipes"
 TRAINED = replace(
     PLAN, grid=GridPlan(["magnitude", "ser"], [0.3, 0.6]),
     recover=RecoverPlan(1, 1.0, optimizer="sgd", learning_rate=0.01, batch=1000, options={"smoothing": 0.0}),
@@ -159,7 +160,7 @@ def test_a_damaged_cell_is_named(plain: GridResult, tmp_path: Path) -> None:
         read_grid(tmp_path)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "data" / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_the_recipes_of_the_project_can_be_run(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     with pytest.raises(Cancelled):  # all its checks pass before the first moment at which it can stop

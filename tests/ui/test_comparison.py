@@ -1,0 +1,118 @@
+"""Methods side by side: the drawn numbers are means and spreads over seeds, and outside words stay words."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mpviz.errors import DataError, MpvizError
+from mpviz.ui.comparison import PANELS, comparison_figure, comparison_html, comparison_table, removed_figure
+from mpviz.ui.text import escape
+
+NASTY = "</script><b>&{{footer}}"
+
+
+def grid(methods=("magnitude", "hybrid"), seeds=(0, 1, 2), phases=("pruned", "recovered")) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = list(product(methods, seeds, (0.3, 0.5, 0.8), phases))
+    frame = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "phase"])
+    for name in (*PANELS, "dense_accuracy"):
+        frame[name] = 0.9 if name == "dense_accuracy" else rng.uniform(0.1, 1.0, len(frame))
+    return frame.sample(frac=1.0, random_state=0)  # the order of the rows must not matter
+
+
+def layers(methods=("magnitude", "hybrid"), seeds=(0, 1)) -> pd.DataFrame:
+    rows = [
+        {"method": m, "seed": seed, "sparsity": s, "layer": f"{role}.{i}", "role": role, "params": 100 * (i + 1),
+         "removed": 10 * (i + 1) + 5 * seed, "restored": 4 * seed if m == "hybrid" else 0}
+        for m, seed, s, role, i in product(methods, seeds, (0.3, 0.5), ("qkv", "mlp"), (0, 1))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def lines(figure: dict) -> list[dict]:
+    return [trace for trace in figure["data"] if trace["mode"] == "lines+markers"]
+
+
+def test_lines_are_means_and_bands_one_standard_deviation() -> None:
+    metrics = grid()
+    figure = comparison_figure(metrics, phase="recovered")
+    assert len(lines(figure)) == len(PANELS) * 2
+    for number, (name, (_, scale)) in enumerate(PANELS.items(), start=1):
+        key = "y" if number == 1 else f"y{number}"
+        for method in ("magnitude", "hybrid"):
+            own = [t for t in figure["data"] if t["yaxis"] == key and t["legendgroup"] == method]
+            band, line = own
+            for place, s in enumerate((0.3, 0.5, 0.8)):
+                chosen = metrics.query("method == @method and sparsity == @s and phase == 'recovered'")[name]
+                mean, spread = scale * np.mean(chosen), scale * np.std(chosen, ddof=1)
+                assert line["x"][place] == pytest.approx(100 * s)
+                assert line["y"][place] == pytest.approx(mean)
+                assert line["customdata"][place] == [pytest.approx(spread), 3]
+                assert band["y"][place] == pytest.approx(mean + spread)
+                assert band["y"][-1 - place] == pytest.approx(mean - spread)
+    assert figure["layout"]["shapes"][0]["y0"] == pytest.approx(90.0)
+
+
+def test_one_seed_has_no_band_and_its_spread_is_unknown() -> None:
+    metrics = grid(seeds=(0,))
+    assert comparison_table(metrics)["accuracy_spread"].isna().all()
+    assert len(comparison_figure(metrics)["data"]) == len(lines(comparison_figure(metrics)))
+
+
+def test_each_method_stands_in_the_legend_once_and_keeps_its_colour() -> None:
+    figure = comparison_figure(grid())
+    named = [trace["name"] for trace in figure["data"] if trace["showlegend"]]
+    assert sorted(named) == ["hybrid", "magnitude"]
+    colours = {}
+    for trace in lines(figure):
+        colours.setdefault(trace["legendgroup"], set()).add(trace["line"]["color"])
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == 2
+    hollow = [trace for trace in lines(figure) if trace["marker"]["symbol"].endswith("-open")]
+    assert len(hollow) == len(PANELS) * 2
+
+
+def test_what_was_removed_is_a_share_of_its_kind_and_what_came_back_stands_above() -> None:
+    frame = layers()
+    figure = removed_figure(frame, 0.5)
+    bars = {trace["name"]: trace for trace in figure["data"]}
+    assert set(bars) == {"magnitude", "hybrid", "hybrid, came back"}
+    own = frame.query("method == 'hybrid' and sparsity == 0.5 and role == 'mlp'")
+    at = bars["hybrid"]["x"].index("mlp")
+    removed = 100 * own["removed"].sum() / own["params"].sum()
+    assert bars["hybrid"]["y"][at] == pytest.approx(removed) == bars["hybrid, came back"]["base"][at]
+    assert bars["hybrid, came back"]["y"][at] == pytest.approx(100 * own["restored"].sum() / own["params"].sum())
+
+
+def test_the_page_holds_every_method_and_escapes_what_comes_from_outside() -> None:
+    methods = (NASTY, "hybrid")
+    page = comparison_html(grid(methods), layers(methods), f"a {NASTY}", {NASTY: NASTY})
+    assert "</script><b>" not in page
+    assert page.count(escape(NASTY)) >= 3
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    assert {trace["legendgroup"] for trace in drawn["curves"]["data"]} == set(methods)
+    json.dumps(drawn, allow_nan=False)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_both_themes_draw(theme: str) -> None:
+    assert f"color-scheme: {theme}" in comparison_html(grid(), layers(), "x", {}, theme)
+
+
+def test_a_frame_of_something_else_is_named() -> None:
+    with pytest.raises(DataError, match="budget missing"):
+        comparison_table(grid().drop(columns="budget"))
+    with pytest.raises(DataError, match="no rows"):
+        comparison_figure(grid().iloc[:0])
+    with pytest.raises(DataError, match="it has pruned"):
+        comparison_figure(grid(phases=("pruned",)), phase="recovered")
+    with pytest.raises(DataError, match=r"no sparsity 0\.4; it has 0\.3, 0\.5"):
+        removed_figure(layers(), 0.4)
+    with pytest.raises(MpvizError, match="unknown theme"):
+        comparison_html(grid(), layers(), "x", {}, "pink")
