@@ -28,6 +28,7 @@ from mpviz.nets.spectra import analyze
 from mpviz.nets.store import save
 from mpviz.pipeline import Progress, Stop, check_folder, dense_model, text_writer
 from mpviz.prune.methods import LOOK_AT_DATA, METHODS, method_of, prune_model
+from mpviz.prune.restore import BELOW
 from mpviz.recipe import Recipe, checked, read_recipe
 from mpviz.train.augment import FlipShift, TimmTransform
 from mpviz.train.distill import distill
@@ -98,8 +99,7 @@ class _Grid:
             for name in masks
         ]  # fmt: skip
         write_text(place, json.dumps({"metrics": metrics, "layers": layers}, indent=1) + "\n")
-        for old in place.parent.glob(f"recovery-{sparsity:.4f}/step-*.safetensors"):
-            old.unlink()  # they hold the optimiser as well; the stage's own checkpoint stays
+        _tidy(place.parent, sparsity)
 
     # ---- the cells
 
@@ -137,24 +137,26 @@ class _Grid:
     def in_steps(self, method: str, seed: int, tell: Progress) -> None:
         """One path: each cell starts where the one before it ended."""
         recover, place = self.recipe.recover, self.path(method, seed)
+        sparsities = self.recipe.grid.sparsities
 
         def after(row: dict[str, Any], network: nn.Module, masks: Mapping[str, Tensor]) -> None:
             record = place / f"cell-{row['target']:.4f}.json"
-            if not record.exists():
+            if row["target"] in sparsities and not record.exists():
                 early = place / f"pruned-{row['target']:.4f}.json"
                 phases = {"pruned": json.loads(early.read_text(encoding="utf-8"))} if early.exists() else {}
                 phases["recovered" if row["recovery_epochs"] else "pruned"] = self.numbers(network)
                 restored = {name: row.get(f"restored in {name}", 0) for name in masks}
                 self.keep(record, method, seed, row["target"], masks, phases, restored)
-                early.unlink(missing_ok=True)
+            _tidy(place, row["target"])
 
         def before(target: float, network: nn.Module) -> None:
             write_text(place / f"pruned-{target:.4f}.json", json.dumps(self.numbers(network)))
 
-        sparsities = self.recipe.grid.sparsities
+        start = {BELOW} if BELOW < sparsities[-1] else set()  # of the hybrid: all stop there, so that none trains less
         plan = StepPlan(
             method, ratio=recover.ratio, selection=recover.selection, recovery=recover.epochs,
-            targets=tuple(sparsities), equal=recover.epochs > 0, **self.recipe.grid.options.get(method, {}),
+            targets=tuple(sorted({*sparsities} | start)), equal=recover.epochs > 0,
+            **self.recipe.grid.options.get(method, {}),
         )  # fmt: skip
         prune_in_steps(
             self.model, self.data.train, sparsities[-1], plan, check=self.data.calibration, seed=seed, out=place,
@@ -327,6 +329,12 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             raise CheckpointError(f"{folder} holds a grid with another [{'], ['.join(other)}]; choose another folder")
     else:
         write_text(note, json.dumps(asked, indent=1) + "\n")
+
+
+def _tidy(place: Path, sparsity: float) -> None:
+    """Take away what only an unfinished cell needs: checkpoints with the optimiser; the cell's own one stays."""
+    for old in (*place.glob(f"recovery-{sparsity:.4f}/step-*.safetensors"), place / f"pruned-{sparsity:.4f}.json"):
+        old.unlink(missing_ok=True)
 
 
 def _part(progress: Progress | None, number: int, parts: int, head: str = "") -> Progress:

@@ -58,6 +58,13 @@ SAYS = {
         5: r"SEB, four regimes",
         6: r"sparsegpt\.safetensors: the same logits, bit by bit, and 331,7\d\d zeros",
     },
+    "04-prune-and-restore": {
+        1: r"distilling on[\s\S]*learning_rate",
+        2: r"dense 90\.59%, 95% removed \d\d\.\d\d%, trained again 8\d\.\d\d%",
+        3: r"selection_epochs[\s\S]*0\.95",
+        5: r"hybrid, 95% removed: \d\d\.\d\d% on 10000 test images",
+        6: r"SparseGPT",
+    },
     "06-certificates": {
         1: r"certified \d+\.\d% ≤ unchanged \d+\.\d% \(measured\)",
         2: r"unchanged[\s\S]*slider[\s\S]*sub-masks",
