@@ -12,6 +12,7 @@ from importlib.resources import files
 import pandas as pd
 
 from mpviz.errors import DataError
+from mpviz.nets.paths import data_root
 from mpviz.ui import tables, text
 from mpviz.ui.theme import CONFIG, FONT, Json, axis, faint, hatch, layout, note, palette
 
@@ -186,6 +187,7 @@ def comparison_html(
         "font": FONT,
         "measured": tables.chip("measured", theme),
         "table": _table_html(metrics, theme),
+        "paper": paper_table(sorted(set(metrics["sparsity"])), theme),
         "about": tables.html_table(("", ""), [[text.escape(k), text.escape(v)] for k, v in about.items()], theme),
         "footer": text.escape(f"{when or datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"),
         "plotly": (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"),
@@ -209,6 +211,20 @@ def _table_html(metrics: pd.DataFrame, theme: str) -> str:
     ]  # fmt: skip
     head = ("method", "phase", "sparsity, %", "seeds", "accuracy, %", "certified, %", "B_T", "change of CE, nats")
     return tables.html_table(head, rows, theme)
+
+
+def paper_table(sparsities: list[float], theme: str = "light") -> str:
+    """The paper's ViT-B/16 on ImageNet at the nearest of its sparsities, as HTML; none of it was measured here.
+
+    Source: arXiv:2606.02608; data/paper.
+    """
+    theirs = pd.read_csv(data_root() / "paper" / "vitb_sparsity_grid.csv", index_col="method")
+    known = {float(name): name for name in theirs.columns}
+    near = sorted({min(known, key=lambda k: abs(k - s)) for s in sparsities if s <= max(known) + 1e-9})
+    if not near:
+        return "<p>Its table ends below the sparsities of this grid.</p>"
+    rows = [[text.escape(str(m)), *(f"{theirs.at[m, known[s]]:.2f}" for s in near)] for m in theirs.index]
+    return tables.html_table(("top-1, %", *(f"{100 * s:g} %" for s in near)), rows, theme)
 
 
 def _check(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:

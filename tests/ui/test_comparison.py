@@ -11,7 +11,14 @@ import pandas as pd
 import pytest
 
 from mpviz.errors import DataError, MpvizError
-from mpviz.ui.comparison import PANELS, comparison_figure, comparison_html, comparison_table, removed_figure
+from mpviz.ui.comparison import (
+    PANELS,
+    comparison_figure,
+    comparison_html,
+    comparison_table,
+    paper_table,
+    removed_figure,
+)
 from mpviz.ui.text import escape
 
 NASTY = "</script><b>&{{footer}}"
@@ -98,6 +105,13 @@ def test_the_page_holds_every_method_and_escapes_what_comes_from_outside() -> No
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
     assert {trace["legendgroup"] for trace in drawn["curves"]["data"]} == set(methods)
     json.dumps(drawn, allow_nan=False)
+
+
+def test_the_papers_table_stands_beside_it_and_is_called_theirs() -> None:
+    page = comparison_html(grid(), layers(), "x", {})
+    assert "not measured here" in page and "arXiv:2606.02608" in page
+    assert "84.46" in paper_table([0.3]) and "84.46" not in paper_table([0.5])  # its magnitude at 30 %
+    assert "ends below" in paper_table([0.9])
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
