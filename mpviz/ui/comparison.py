@@ -128,7 +128,7 @@ def _dense(figure: Json, accuracy: float, colour: str) -> None:
 
 
 def removed_figure(layers: pd.DataFrame, sparsity: float | None = None, theme: str = "light") -> Json:
-    """What each method removed of each kind of layer at one sparsity (the largest when None), and what came back.
+    """What each method removed of each kind of layer (each layer if all are alike) at one sparsity, and what came back.
 
     Bars are shares of the entries of that kind, means over seeds; the hatched part was removed in the last step of
     prune–restore and has come back. Raises DataError.
@@ -139,15 +139,16 @@ def removed_figure(layers: pd.DataFrame, sparsity: float | None = None, theme: s
     if rows.empty:
         known = ", ".join(f"{value:g}" for value in sorted(layers["sparsity"].unique()))
         raise DataError(f"the grid has no sparsity {at:g}; it has {known}")
-    sums = rows.groupby(["method", "role"], sort=False)[["params", "removed", "restored"]].sum()
+    kind = "role" if rows["role"].nunique() > 1 else "layer"  # one bar for a whole network would say nothing
+    sums = rows.groupby(["method", kind], sort=False)[["params", "removed", "restored"]].sum()
     shares = sums[["removed", "restored"]].div(sums["params"], axis=0)
-    roles = list(dict.fromkeys(rows["role"]))
+    roles = list(dict.fromkeys(rows[kind]))
     figure: Json = {"data": [], "layout": layout(theme)}
     for place, method in enumerate(dict.fromkeys(layers["method"])):
         if method not in shares.index.get_level_values(0):
             continue
         own, colour = shares.loc[method].reindex(roles).fillna(0.0), _colour(place, theme)
-        common = {"type": "bar", "x": [text.escape(role) for role in roles], "offsetgroup": str(place),
+        common = {"type": "bar", "x": [text.escape(text.short_name(role)) for role in roles], "offsetgroup": str(place),
                   "legendgroup": method}  # fmt: skip
         figure["data"].append(common | {
             "name": text.escape(method), "y": (100 * own["removed"]).tolist(), "marker": {"color": colour},
@@ -218,12 +219,12 @@ def paper_table(sparsities: list[float], theme: str = "light") -> str:
 
     Source: arXiv:2606.02608; data/paper.
     """
-    theirs = pd.read_csv(data_root() / "paper" / "vitb_sparsity_grid.csv", index_col="method")
+    theirs: pd.DataFrame = pd.read_csv(data_root() / "paper" / "vitb_sparsity_grid.csv", index_col="method")
     known = {float(name): name for name in theirs.columns}
     near = sorted({min(known, key=lambda k: abs(k - s)) for s in sparsities if s <= max(known) + 1e-9})
     if not near:
         return "<p>Its table ends below the sparsities of this grid.</p>"
-    rows = [[text.escape(str(m)), *(f"{theirs.at[m, known[s]]:.2f}" for s in near)] for m in theirs.index]
+    rows = [[text.escape(str(m)), *(f"{float(row[known[s]]):.2f}" for s in near)] for m, row in theirs.iterrows()]
     return tables.html_table(("top-1, %", *(f"{100 * s:g} %" for s in near)), rows, theme)
 
 

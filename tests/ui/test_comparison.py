@@ -97,6 +97,12 @@ def test_what_was_removed_is_a_share_of_its_kind_and_what_came_back_stands_above
     assert bars["hybrid, came back"]["y"][at] == pytest.approx(100 * own["restored"].sum() / own["params"].sum())
 
 
+def test_a_network_of_one_kind_is_shown_layer_by_layer() -> None:
+    figure = removed_figure(layers().query("role == 'mlp'"), 0.5)
+    assert figure["data"][0]["x"] == ["mlp.0", "mlp.1"]
+    assert figure["data"][0]["y"] == pytest.approx([12.5, 11.25])  # (10 + 15) of 200, (20 + 25) of 400
+
+
 def test_the_page_holds_every_method_and_escapes_what_comes_from_outside() -> None:
     methods = (NASTY, "hybrid")
     page = comparison_html(grid(methods), layers(methods), f"a {NASTY}", {NASTY: NASTY})
