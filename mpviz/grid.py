@@ -122,7 +122,7 @@ class _Grid:
             if recover.epochs:
                 part = _part(tell, number, len(self.recipe.grid.sparsities))
                 network = distill(
-                    network, self.model, self.data.train, found.masks, recover.epochs + round(recover.selection),
+                    network, self.model, self.data.train, found.masks, recover.epochs + recover.selection,
                     seed=seed, out=place / f"recovery-{sparsity:.4f}", progress=part, cancelled=self.cancelled,
                     **_recovery(self.recipe, self.data),
                 ).model  # fmt: skip

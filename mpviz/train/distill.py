@@ -48,7 +48,7 @@ def distill(
     teacher: nn.Module | None,
     data: Split,
     masks: Mapping[str, Tensor] | None = None,
-    epochs: int = 3,
+    epochs: float = 3,
     temperature: float = 2.0,
     weight: float = 0.5,
     optimizer: str = "adamw",

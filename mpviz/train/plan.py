@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -26,15 +27,16 @@ _DEFAULTS = {"adamw": (1e-5, 0.01, 32), "sgd": (1e-3, 1e-4, 256)}
 class RecoveryPlan:
     """The schedule of a recovery.
 
-    weight: a, the teacher's share of the loss. temperature: τ. smoothing: of the labels. learning_rate, weight_decay,
-    batch: None takes those of the paper for the optimizer (adamw 1e-5, 0.01, 32; sgd 1e-3, 1e-4, 256). batch: images of
-    one optimiser step over all processes; accumulate: micro-batches that each process makes of its share. warmup: share
-    of the steps. clip: largest gradient norm, 0 for none. precision: "no" (float32), "bf16" or "fp16". mixup, cutmix: α
-    of their Beta distributions, 0 for off. augment: FlipShift, TimmTransform, or a function (images Float["b c h w"],
-    generator) -> images, which is called with the part of a batch that a process holds.
+    epochs: whole ones and a part. weight: a, the teacher's share of the loss. temperature: τ. smoothing: of the labels.
+    learning_rate, weight_decay, batch: None takes those of the paper for the optimizer (adamw 1e-5, 0.01, 32; sgd
+    1e-3, 1e-4, 256). batch: images of one optimiser step over all processes; accumulate: micro-batches that each
+    process makes of its share. warmup: share of the steps. clip: largest gradient norm, 0 for none. precision: "no"
+    (float32), "bf16" or "fp16". mixup, cutmix: α of their Beta distributions, 0 for off. augment: FlipShift,
+    TimmTransform, or a function (images Float["b c h w"], generator) -> images, which is called with the part of a
+    batch that a process holds.
     """
 
-    epochs: int = 3
+    epochs: float = 3
     temperature: float = 2.0
     weight: float = 0.5
     optimizer: str = "adamw"
@@ -73,7 +75,9 @@ class RecoveryPlan:
             raise TrainingError(f"unknown optimizer '{self.optimizer}'; {nearest(self.optimizer, OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"unknown precision '{self.precision}'; {nearest(self.precision, PRECISIONS)}")
-        for name in ("epochs", "batch", "accumulate"):
+        if not (isinstance(self.epochs, int | float) and 0 < self.epochs < math.inf):
+            raise TrainingError(f"epochs = {self.epochs!r}; give a number above 0")
+        for name in ("batch", "accumulate"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise TrainingError(f"{name} = {value!r}; give a whole number of at least 1")

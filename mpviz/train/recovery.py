@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +60,7 @@ class Training:
         self.frozen = FrozenMasks(self.model, setting.masks)
         self.feed = Feed(setting.data, self.plan, self.model, setting.classes, setting.workers, self.rank, self.world)
         self.per_epoch = self.feed.order.steps
-        self.steps = self.per_epoch * self.plan.epochs
+        self.steps = max(1, round(self.per_epoch * self.plan.epochs))
         self.memory = build_optimizer(
             self.model, self.plan.optimizer, self.plan.rate, self.plan.decay, self.plan.momentum
         )
@@ -84,12 +85,12 @@ class Training:
         try:
             self.begin()
             started, before = time.monotonic(), self.seconds
-            for epoch in range(self.step // self.per_epoch, self.plan.epochs):
+            for epoch in range(self.step // self.per_epoch, math.ceil(self.steps / self.per_epoch)):
                 self.network.train()
-                for parts, size in self._batches(epoch):
+                for parts, size in itertools.islice(self._batches(epoch), self.steps - self.step):
                     stop = self.take_step(epoch, parts, size)
                     self.seconds = before + time.monotonic() - started
-                    ended = self.step % self.per_epoch == 0
+                    ended = self.step % self.per_epoch == 0 or self.step == self.steps
                     if ended:
                         self._end_epoch(epoch)
                     if ended or stop or self.step % self.s.every == 0:
@@ -207,7 +208,7 @@ class Training:
             loss = self.metrics.rows[-1]["loss"]
             self.s.progress(
                 self.step / self.steps,
-                f"epoch {epoch + 1} of {self.plan.epochs}, step {self.step} of {self.steps}, loss {loss:.4f}",
+                f"epoch {epoch + 1} of {self.plan.epochs:g}, step {self.step} of {self.steps}, loss {loss:.4f}",
             )
 
     def _kept(self) -> str:

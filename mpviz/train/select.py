@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from mpviz.errors import Cancelled, TrainingError
 from mpviz.nets.data import Split
@@ -27,6 +28,7 @@ def movement_of(
     weight: float = 0.5,
     temperature: float = 2.0,
     seed: int = 0,
+    renew: bool = False,
     progress: Callable[[float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, Tensor]:
@@ -34,7 +36,9 @@ def movement_of(
 
     network: pruned; the entries of `open_` (Bool, True = may train) begin at zero. They are trained by SGD with
     momentum on the recovery loss, at a constant rate; kept entries, biases, norms and their statistics are frozen, so
-    that an entry's movement is what the loss asks of it alone. epochs: a part of one is enough. network and teacher are
+    that an entry's movement is what the loss asks of it alone. renew: batch norms' means and variances are measured
+    again on the pruned network first (and left alone then), as a network that lost much answers by chance with those
+    of the dense one, and its gradients say little. epochs: a part of one is enough. network and teacher are
     left as they are. Zero where an entry is not open. Source: the selection phase of SER, arXiv:2606.02608.
     Raises TrainingError for a loss that is not finite, or entries that are open but not zero; Cancelled.
     """
@@ -50,6 +54,8 @@ def movement_of(
     steps = max(1, math.ceil(epochs * order.steps))
     chosen = [numbers for epoch in range(math.ceil(steps / order.steps)) for numbers in order.batches(epoch)][:steps]
     masks = {name: may.to(device) for name, may in open_.items()}
+    if renew:
+        update_bn((images for images, _ in read(data.dataset, chosen, 1 << 30)), trained, device)
     with torch.no_grad():
         classes = trained(data.sample(1)[0].to(device)).shape[1]
     for step, (images, labels) in enumerate(read(data.dataset, chosen, classes)):

@@ -35,13 +35,15 @@ class StepPlan:
     """How the sparsity grows, and what each step restores.
 
     schedule: "magnitude" and "seb" prune gradually without restoring; "ser" over-prunes by SEB weights and restores;
-    "hybrid" is magnitude up to `until`, then SER; "drop-threshold" is magnitude until the accuracy on the check split
-    is `drop` below the dense one after recovery, then SER. step: between targets; targets: the sparsities to stop at,
-    instead of steps. ratio: what an SER step removes over
-    what it keeps removed. factor, candidates: of `restore`. restored: a restored entry begins at the value it "moved"
-    to or that it had "before". selection: epochs of the selection phase; recovery: epochs after each step; last: more
-    of those after the last one; equal: a step without a selection phase trains as many epochs longer, so that all
-    schedules see the same number of images. The numbers are those of arXiv:2606.02608 where it names them.
+    "hybrid" is magnitude up to `until`, then SER; "drop-threshold" is magnitude until the accuracy on the check
+    split is `drop` below the dense one after recovery, then SER. step: between targets; targets: the sparsities to
+    stop at, instead of steps. ratio: what an SER step removes over what it keeps removed. factor, candidates: of
+    `restore`. restored: a restored entry begins at the value it "moved" to or that it had "before". by: what brings
+    an entry back, its "movement" or its "agreement": the product of movement and old value, where that is positive.
+    renew: batch norms of the over-pruned network are measured again before the selection (`movement_of`).
+    selection: epochs of the selection phase; recovery: epochs after each step; last: more of those after the last
+    one; equal: a step without a selection phase trains as many epochs longer, so that all schedules see the same
+    number of images. The numbers are those of arXiv:2606.02608 where it names them.
     """
 
     schedule: str = "hybrid"
@@ -52,9 +54,11 @@ class StepPlan:
     factor: str = "multiply"
     candidates: str = "step"
     restored: str = "moved"
+    by: str = "movement"
+    renew: bool = False
     selection: float = 0.2
     selection_rate: float = 1e-3
-    recovery: int = 1
+    recovery: float = 1
     last: int = 0
     targets: tuple[float, ...] = ()
     equal: bool = False
@@ -65,8 +69,10 @@ class StepPlan:
             raise TrainingError(f"unknown schedule '{self.schedule}'; {nearest(self.schedule, SCHEDULES)}")
         if self.restored not in ("moved", "before"):
             raise TrainingError(f"restored = '{self.restored}'; give 'moved' or 'before'")
+        if self.by not in ("movement", "agreement"):
+            raise TrainingError(f"by = '{self.by}'; give 'movement' or 'agreement'")
         if self.selection <= 0 or self.recovery < 0 or self.last < 0:
-            raise TrainingError("selection takes a part of an epoch above 0, recovery and last whole epochs from 0 on")
+            raise TrainingError("selection takes epochs above 0, recovery and last from 0 on")
         return self
 
     def stages(self, sparsity: float) -> list[Stage]:
@@ -184,16 +190,18 @@ class _Run:
             }
             moved = movement_of(
                 student, open_, self.data, self.teacher, self.plan.selection, seed=self.seed,
-                learning_rate=self.plan.selection_rate, progress=lambda f: tell(0.3 * f, "selecting"),
+                learning_rate=self.plan.selection_rate, renew=self.plan.renew,
+                progress=lambda f: tell(0.3 * f, "selecting"),
                 cancelled=self.cancelled,
             )  # fmt: skip
-            masks = restore(before, over, moved, stage.target, weights, self.plan.factor, self.plan.candidates)
+            scores = moved if self.plan.by == "movement" else self._agreement(moved)
+            masks = restore(before, over, scores, stage.target, weights, self.plan.factor, self.plan.candidates)
             back = sum(int((masks[name] & ~over[name]).sum()) for name in masks)
             self._put_back(student, over, masks, moved)
         self.masks = masks
         epochs = self.plan.recovery + (self.plan.last if last else 0)
         if self.plan.equal and not restoring:
-            epochs += round(self.plan.selection)
+            epochs += self.plan.selection
         row = {"target": stage.target, "over": stage.over if restoring else stage.target, "restored": back,
                "spectral": spectral, "removed": sum(int((~m).sum()) for m in masks.values()),
                "selection_epochs": self.plan.selection if restoring else 0.0, "recovery_epochs": epochs}  # fmt: skip
@@ -219,6 +227,10 @@ class _Run:
         table, seb = analyze(self.model), regime(sparsity)
         found = allocate(table, sparsity, seb.signal, seb.beta, seb.decay_end, seb.beta_by_role)
         return {str(name): float(weight) for name, weight in found.items()}
+
+    def _agreement(self, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Movement times old value where both have one sign, 0 elsewhere."""
+        return {n: (m * self.model.get_parameter(n).detach().cpu()).clamp(min=0.0) for n, m in moved.items()}
 
     def _put_back(
         self, student: nn.Module, over: Mapping[str, Tensor], masks: Mapping[str, Tensor], moved: Mapping[str, Tensor]

@@ -41,6 +41,19 @@ ARMS: dict[str, dict[str, Any]] = {
         "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 2,
     },
     "selection at ten times the rate": {"selection_rate": 1e-2},
+    "batch norms measured again before selection": {"renew": True},
+    "same 2 epochs: old values, ratio 1.2, selection 0.2, recovery 1.8": {
+        "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 1.8,
+    },
+    "same, batch norms measured again": {
+        "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 1.8, "renew": True,
+    },
+    "same, batch norms measured again, by agreement": {
+        "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 1.8, "renew": True, "by": "agreement",
+    },
+    "same, batch norms measured again, by agreement, ratio 1.6": {
+        "restored": "before", "ratio": 1.6, "selection": 0.2, "recovery": 1.8, "renew": True, "by": "agreement",
+    },
     "magnitude from the same network": {"schedule": "magnitude"},
 }  # fmt: skip
 
