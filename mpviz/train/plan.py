@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -75,13 +74,12 @@ class RecoveryPlan:
             raise TrainingError(f"unknown optimizer '{self.optimizer}'; {nearest(self.optimizer, OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"unknown precision '{self.precision}'; {nearest(self.precision, PRECISIONS)}")
-        if not (isinstance(self.epochs, int | float) and 0 < self.epochs < math.inf):
-            raise TrainingError(f"epochs = {self.epochs!r}; give a number above 0")
         for name in ("batch", "accumulate"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise TrainingError(f"{name} = {value!r}; give a whole number of at least 1")
         bounds = {
+            "epochs": (0.0, None, "above 0"),
             "temperature": (0.0, None, "above 0"),
             "rate": (0.0, None, "above 0"),
             "weight": (0.0, 1.0, "between 0 and 1"),

@@ -38,16 +38,11 @@ def movement_of(
     momentum on the recovery loss, at a constant rate; kept entries, biases, norms and their statistics are frozen, so
     that an entry's movement is what the loss asks of it alone. renew: batch norms' means and variances are measured
     again on the pruned network first (and left alone then), as a network that lost much answers by chance with those
-    of the dense one, and its gradients say little. epochs: a part of one is enough. network and teacher are
-    left as they are. Zero where an entry is not open. Source: the selection phase of SER, arXiv:2606.02608.
+    of the dense one, and its gradients say little. epochs: a part of one is enough. network and teacher are left as
+    they are. Zero where an entry is not open. Source: the selection phase of SER, arXiv:2606.02608.
     Raises TrainingError for a loss that is not finite, or entries that are open but not zero; Cancelled.
     """
-    trained = copy.deepcopy(network).eval().requires_grad_(False)
-    parameters = dict(trained.named_parameters())
-    for name, may in open_.items():
-        if bool(parameters[name].detach()[may].any()):
-            raise TrainingError(f"{name} has open entries that are not zero; selection starts from removed entries")
-    moving = {name: parameters[name].requires_grad_(True) for name in open_}
+    trained, moving = _opened(network, open_)
     optimizer = torch.optim.SGD(list(moving.values()), lr=learning_rate, momentum=momentum)
     device = next(trained.parameters()).device
     order = Order(len(data), min(batch, len(data)), seed)
@@ -77,3 +72,12 @@ def movement_of(
         if progress is not None:
             progress((step + 1) / steps)
     return {name: torch.where(masks[name], p.detach(), torch.zeros_like(p)).cpu() for name, p in moving.items()}
+
+
+def _opened(network: nn.Module, open_: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """A frozen copy in eval mode, and its weights that have entries to train."""
+    trained = copy.deepcopy(network).eval().requires_grad_(False)
+    for name, may in open_.items():
+        if bool(trained.get_parameter(name).detach()[may].any()):
+            raise TrainingError(f"{name} has open entries that are not zero; selection starts from removed entries")
+    return trained, {name: trained.get_parameter(name).requires_grad_(True) for name in open_}

@@ -3,11 +3,11 @@
     python tests/benchmarks/recovery_grid.py [--networks …] [--arms …] [--seeds 0 1 2] [--folder runs/recovery-grid]
 
 An epoch is the bundled 10 000 training images. A path prunes to each sparsity in turn and trains between them: two
-epochs at each, of which SER spends the first one on selection, so that all arms see the same number of images. Seeds
-set the order of the images, their shifts and flips. The learning rate of each network is the one that magnitude does
-best with (`--tune`: 9 000 images to train, 1 000 others to compare); all arms share it. Finished stages are kept in the
-folder, so a run goes on where it stopped. The test images only measure. `--collect` writes
-data/benchmarks/recovery-grid.json from all stages in the folder.
+epochs at each, of which SER spends the first one on selection (0.2 of one in the mended arms; recovery_ablation.py
+tells why they are so), so that all arms train on the same number of images. Seeds set the order of the images, their
+shifts and flips. The learning rate of each network is the one that magnitude does best with (9 000 images to train,
+1 000 others to compare); all arms share it. Finished stages are kept in the folder, so a run goes on where it stopped.
+The test images only measure. `--collect` writes data/benchmarks/recovery-grid.json from all stages in the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ from mpviz.train.ser import StepPlan, prune_in_steps
 
 NAME = "recovery-grid"
 TARGETS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
-ARMS = ("magnitude", "hybrid", "ser", "seb")
+MENDED = {"ratio": 1.2, "restored": "before", "by": "agreement", "renew": True, "selection": 0.2, "recovery": 1.8}
+ARMS: dict[str, dict[str, Any]] = {
+    "magnitude": {"schedule": "magnitude"},
+    "hybrid, mended": {"schedule": "hybrid"} | MENDED,
+    "hybrid": {"schedule": "hybrid"},
+    "ser, mended": {"schedule": "ser"} | MENDED,
+    "ser": {"schedule": "ser"},
+    "seb": {"schedule": "seb"},
+}
 BATCH = 64
 RATES = {"fashion-resnet": (3e-4, 1e-3, 3e-3), "fashion-vit": (1e-4, 3e-4, 1e-3, 3e-3)}
 
@@ -72,7 +80,7 @@ def tune(name: str, folder: Path) -> float:
 
 def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
     """One path through all sparsities; each stage's cell is kept beside its checkpoint."""
-    model, out = mp.load_model(name), folder / name / arm / str(seed)
+    model, out = mp.load_model(name), folder / name / arm.replace(", ", "-") / str(seed)
     images, labels = mp.load_data("fashion-mnist").test.sample()
     dense = logits(model, images)
 
@@ -94,7 +102,7 @@ def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
         write_text(kept, json.dumps(cell))
         print(name, arm, seed, row["target"], f"{cert.accuracy:.4f}", flush=True)
 
-    plan = StepPlan(arm, targets=TARGETS, selection=1.0, recovery=1, equal=True)
+    plan = StepPlan(**{"targets": TARGETS, "selection": 1.0, "recovery": 1, "equal": True} | ARMS[arm])
     prune_in_steps(
         model, whole_train(), TARGETS[-1], plan, seed=seed, out=out, after_stage=measure,
         batch=BATCH, learning_rate=rate, augment=FlipShift(),
