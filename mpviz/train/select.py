@@ -80,4 +80,7 @@ def _opened(network: nn.Module, open_: Mapping[str, Tensor]) -> tuple[nn.Module,
     for name, may in open_.items():
         if bool(trained.get_parameter(name).detach()[may].any()):
             raise TrainingError(f"{name} has open entries that are not zero; selection starts from removed entries")
-    return trained, {name: trained.get_parameter(name).requires_grad_(True) for name in open_}
+    parameters = dict(trained.named_parameters())
+    for name in open_:
+        parameters[name].requires_grad_(True)
+    return trained, {name: parameters[name] for name in open_}
