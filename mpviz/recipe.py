@@ -76,7 +76,7 @@ class RecoverPlan:
     the optimizer's own. augment: mirror and shift. options: further ones of `mp.distill`.
     """
 
-    epochs: int = 0
+    epochs: float = 0.0
     selection: float = 1.0
     ratio: float = 1.6
     optimizer: str = "adamw"
@@ -205,7 +205,7 @@ def _check_grid(grid: GridPlan, recover: RecoverPlan) -> None:
         "grid.seeds": ("must be different numbers from 0 on", not grid.seeds or len(set(grid.seeds)) < len(grid.seeds)
                        or min(grid.seeds) < 0),
         "grid.calibration": ("counts images, at least 1", grid.calibration < 1),
-        "recover.epochs": ("counts epochs, 0 = none", recover.epochs < 0),
+        "recover.epochs": ("counts epochs, 0 = none", not recover.epochs >= 0),
         "recover.selection": ("must be above 0", not recover.selection > 0),
         "recover.ratio": ("must be at least 1", not recover.ratio >= 1),
         "recover.learning_rate": ("must be above 0, or 0 for the optimizer's own", not recover.learning_rate >= 0),

@@ -120,7 +120,39 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
+def recovery_table() -> str:
+    """Test accuracy with recovery by sparsity: mean ± sample standard deviation over the seeds that are measured."""
+    means = json.loads((ROOT / "data/benchmarks/recovery-grid.json").read_text())["means"]
+    levels = sorted({row["sparsity"] for row in means})
+    lines = ["| accuracy %, two epochs at each step | seeds | " + " | ".join(f"{s:.0%}" for s in levels) + " |"]
+    lines.append("| --- " * (len(levels) + 2) + "|")
+    found = {(row["network"], row["method"], row["sparsity"]): row for row in means}
+    for network, method in dict.fromkeys((row["network"], row["method"]) for row in means):
+        rows = [found.get((network, method, s)) for s in levels]
+        seeds = sorted({row["seeds"] for row in rows if row})
+        shown = [_mean(row) if row else "–" for row in rows]
+        lines.append(f"| {network}, {method} | {'–'.join(map(str, seeds))} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _mean(row: dict) -> str:
+    spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.2f}"
+    return f"{100 * row['accuracy']:.2f}{spread}"
+
+
+def ablation_table() -> str:
+    """One step of prune–restore with one thing changed at a time."""
+    record = json.loads((ROOT / "data/benchmarks/recovery-ablation.json").read_text())
+    step = f"{record['start']:.0%} to {record['goal']:.0%}"
+    lines = [f"| one step, {step} | epochs | accuracy % |", "| --- | --- | --- |"]
+    for row in record["rows"]:
+        lines.append(f"| {row['network']}, {row['arm']} | {row['epochs']:g} | {100 * row['accuracy']:.2f} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "recovery": recovery_table,
+    "ablation": ablation_table,
     "methods": methods_table,
     "certificates": certificates_table,
     "sparsity": sparsity_table,

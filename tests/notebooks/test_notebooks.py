@@ -64,6 +64,7 @@ SAYS = {
         3: r"selection_epochs[\s\S]*0\.95",
         5: r"hybrid, 95% removed: \d\d\.\d\d% on 10000 test images",
         6: r"SparseGPT",
+        7: r"hybrid, mended[\s\S]*plotly",
     },
     "06-certificates": {
         1: r"certified \d+\.\d% ≤ unchanged \d+\.\d% \(measured\)",
