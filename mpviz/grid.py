@@ -49,6 +49,20 @@ class GridResult:
     folder: Path
 
 
+def measured_change(dense: Tensor, pruned: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
+    """A cell's numbers from logits Float["b k"] of both networks: all measured, coverage as in `mp.certify`."""
+    cert = compare_logits(dense, pruned, labels, split)
+    return {
+        "accuracy": cert.accuracy,
+        "dense_accuracy": cert.dense_accuracy,
+        "coverage": cert.coverage,
+        "unchanged": cert.unchanged,
+        "budget": 2 * float(cert.eta.mean()),
+        "cross_entropy_change": float(exact_change(dense, pruned, labels).mean),
+        "samples": len(cert),
+    }
+
+
 @dataclass
 class _Grid:
     recipe: Recipe
@@ -67,21 +81,10 @@ class _Grid:
         self.table = analyze(self.model, cancelled=self.cancelled)
         self.roles = self.table["role"].to_dict()
 
-    # ---- what is measured of a cell
-
     def numbers(self, network: nn.Module) -> dict[str, Any]:
         """Of the pruned network on the recipe's samples, measured against the dense one."""
         after = logits(network, self.images, cancelled=self.cancelled)
-        cert = compare_logits(self.dense, after, self.labels, self.split)
-        return {
-            "accuracy": cert.accuracy,
-            "dense_accuracy": cert.dense_accuracy,
-            "coverage": cert.coverage,
-            "unchanged": cert.unchanged,
-            "budget": 2 * float(cert.eta.mean()),
-            "cross_entropy_change": float(exact_change(self.dense, after, self.labels).mean),
-            "samples": len(cert),
-        }
+        return measured_change(self.dense, after, self.labels, self.split)
 
     def keep(
         self, place: Path, method: str, seed: int, sparsity: float, masks: Mapping[str, Tensor],
@@ -100,8 +103,6 @@ class _Grid:
         ]  # fmt: skip
         write_text(place, json.dumps({"metrics": metrics, "layers": layers}, indent=1) + "\n")
         _tidy(place.parent, sparsity)
-
-    # ---- the cells
 
     def path(self, method: str, seed: int) -> Path:
         return self.folder / "cells" / method / f"seed-{seed}"
@@ -223,8 +224,9 @@ def run_grid(
 def read_grid(
     folder: str | Path, recipe: Recipe | None = None, environment: Mapping[str, Any] | None = None
 ) -> GridResult:
-    """What a grid came to so far, from its folder; without a recipe every cell that is there.
+    """What a grid came to so far: every finished cell of its folder, those of earlier calls too.
 
+    recipe, environment: None reads them from the folder.
     Raises CheckpointError when the folder holds no cells or damaged ones.
     """
     folder = Path(folder)
@@ -236,7 +238,8 @@ def read_grid(
     for path in files:
         try:
             cell = json.loads(path.read_text(encoding="utf-8"))
-            metrics, layers = metrics + cell["metrics"], layers + cell["layers"]
+            metrics.extend(cell["metrics"])
+            layers.extend(cell["layers"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); delete it and run the recipe again") from error
     if environment is None:

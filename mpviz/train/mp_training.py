@@ -27,7 +27,7 @@ from mpviz.train.loop import elastic_net
 
 @dataclass(frozen=True)
 class MPPlan:
-    """What a run depends on, beside data and network; the numbers are the paper's.
+    """What a run depends on, beside data and network; all numbers but the batch are the paper's.
 
     SGD with momentum; the rate is multiplied by `decay` every `every` epochs. lambda1, lambda2: of the elastic net
     λ₁Σ|W| + λ₂ΣW² over all linear weights. remove: whether the sub-edge spectrum is thinned out after every `every`

@@ -61,6 +61,7 @@ class Training:
         self.feed = Feed(setting.data, self.plan, self.model, setting.classes, setting.workers, self.rank, self.world)
         self.per_epoch = self.feed.order.steps
         self.steps = max(1, round(self.per_epoch * self.plan.epochs))
+        self.passes = math.ceil(self.steps / self.per_epoch)  # over the data, the last one maybe in part
         self.memory = build_optimizer(
             self.model, self.plan.optimizer, self.plan.rate, self.plan.decay, self.plan.momentum
         )
@@ -85,7 +86,7 @@ class Training:
         try:
             self.begin()
             started, before = time.monotonic(), self.seconds
-            for epoch in range(self.step // self.per_epoch, math.ceil(self.steps / self.per_epoch)):
+            for epoch in range(self.step // self.per_epoch, self.passes):
                 self.network.train()
                 for parts, size in itertools.islice(self._batches(epoch), self.steps - self.step):
                     stop = self.take_step(epoch, parts, size)
@@ -208,7 +209,7 @@ class Training:
             loss = self.metrics.rows[-1]["loss"]
             self.s.progress(
                 self.step / self.steps,
-                f"epoch {epoch + 1} of {self.plan.epochs:g}, step {self.step} of {self.steps}, loss {loss:.4f}",
+                f"epoch {epoch + 1} of {self.passes}, step {self.step} of {self.steps}, loss {loss:.4f}",
             )
 
     def _kept(self) -> str:

@@ -35,11 +35,11 @@ def movement_of(
     """What each open entry is after a short training in which nothing else may move: {name: Float like the weight}.
 
     network: pruned; the entries of `open_` (Bool, True = may train) begin at zero. They are trained by SGD with
-    momentum on the recovery loss, at a constant rate; kept entries, biases, norms and their statistics are frozen, so
-    that an entry's movement is what the loss asks of it alone. renew: batch norms' means and variances are measured
-    again on the pruned network first (and left alone then), as a network that lost much answers by chance with those
-    of the dense one, and its gradients say little. epochs: a part of one is enough. network and teacher are left as
-    they are. Zero where an entry is not open. Source: the selection phase of SER, arXiv:2606.02608.
+    momentum on the recovery loss, at a constant rate; kept entries, biases, norms and their statistics are frozen,
+    so that an entry's movement is what the loss asks of it alone. renew: batch norms' means and variances are
+    measured again on the pruned network first, on the selection's own images, and left alone then: removing much
+    shifts them. epochs: a part of one is enough. network and teacher are left as they are. Zero where an entry is
+    not open. Source: the selection phase of SER, arXiv:2606.02608.
     Raises TrainingError for a loss that is not finite, or entries that are open but not zero; Cancelled.
     """
     trained, moving = _opened(network, open_)
@@ -49,10 +49,10 @@ def movement_of(
     steps = max(1, math.ceil(epochs * order.steps))
     chosen = [numbers for epoch in range(math.ceil(steps / order.steps)) for numbers in order.batches(epoch)][:steps]
     masks = {name: may.to(device) for name, may in open_.items()}
-    if renew:
-        update_bn((images for images, _ in read(data.dataset, chosen, 1 << 30)), trained, device)
     with torch.no_grad():
         classes = trained(data.sample(1)[0].to(device)).shape[1]
+    if renew:
+        update_bn((images for images, _ in read(data.dataset, chosen, classes)), trained, device)
     for step, (images, labels) in enumerate(read(data.dataset, chosen, classes)):
         if cancelled is not None and cancelled():
             raise Cancelled(f"the selection was cancelled at step {step}; the network is as it was")
@@ -77,10 +77,10 @@ def movement_of(
 def _opened(network: nn.Module, open_: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """A frozen copy in eval mode, and its weights that have entries to train."""
     trained = copy.deepcopy(network).eval().requires_grad_(False)
-    for name, may in open_.items():
-        if bool(trained.get_parameter(name).detach()[may].any()):
-            raise TrainingError(f"{name} has open entries that are not zero; selection starts from removed entries")
     parameters = dict(trained.named_parameters())
-    for name in open_:
-        parameters[name].requires_grad_(True)
-    return trained, {name: parameters[name] for name in open_}
+    moving = {name: parameters[name] for name in open_}
+    for name, parameter in moving.items():
+        if bool(parameter.detach()[open_[name]].any()):
+            raise TrainingError(f"{name} has open entries that are not zero; selection starts from removed entries")
+        parameter.requires_grad_(True)
+    return trained, moving

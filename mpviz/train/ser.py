@@ -182,7 +182,7 @@ class _Run:
         magnitudes = {name: self.model.get_parameter(name).detach().abs().cpu() for name in ranking.names}
         before = self.masks
         over = over_prune(ranking, weights, before, magnitudes, stage.over if restoring else stage.target)
-        masks, back = over, 0
+        masks, back = over, {}
         student = pruned_copy(self.model, over)
         if restoring:
             open_ = {
@@ -196,16 +196,17 @@ class _Run:
             )  # fmt: skip
             scores = moved if self.plan.by == "movement" else self._agreement(moved)
             masks = restore(before, over, scores, stage.target, weights, self.plan.factor, self.plan.candidates)
-            back = sum(int((masks[name] & ~over[name]).sum()) for name in masks)
+            back = {name: int((masks[name] & ~over[name]).sum()) for name in masks}
             self._put_back(student, over, masks, moved)
         self.masks = masks
         epochs = self.plan.recovery + (self.plan.last if last else 0)
         if self.plan.equal and not restoring:
             epochs += self.plan.selection
-        row = {"target": stage.target, "over": stage.over if restoring else stage.target, "restored": back,
-               "spectral": spectral, "removed": sum(int((~m).sum()) for m in masks.values()),
+        row = {"target": stage.target, "over": stage.over if restoring else stage.target,
+               "restored": sum(back.values()), "spectral": spectral,
+               "removed": sum(int((~m).sum()) for m in masks.values()),
                "selection_epochs": self.plan.selection if restoring else 0.0, "recovery_epochs": epochs}  # fmt: skip
-        row |= {f"restored in {name}": int((masks[name] & ~over[name]).sum()) for name in masks} if restoring else {}
+        row |= {f"restored in {name}": count for name, count in back.items()}
         if epochs:
             if self.before_recovery is not None:
                 self.before_recovery(stage.target, student.eval())

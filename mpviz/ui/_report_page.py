@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from mpviz import __version__
 from mpviz.ui import figures, tables, text
-from mpviz.ui.theme import CONFIG, FONT, Json, palette
+from mpviz.ui.page import filled_page, footer
+from mpviz.ui.theme import CONFIG, Json
 from mpviz.workbench.views import CurveView, SpectrumView
 
 if TYPE_CHECKING:
@@ -55,9 +50,6 @@ def page(content: Content, theme: str, when: datetime) -> str:
     model = text.escape(content.model)
     parts = {
         "title": f"mpviz: {model}",
-        "theme": theme,
-        "colours": _colours(theme),
-        "font": FONT,
         "eyebrow": f"mpviz report · {model} on {text.escape(content.data)}",
         "finding": text.escape(content.headline).replace(model, f"<span>{model}</span>"),
         "details": text.escape(content.details),
@@ -68,23 +60,15 @@ def page(content: Content, theme: str, when: datetime) -> str:
         "coverage": _coverage(content.curve, content.curve_note),
         "layers": tables.layers_table(content.table, content.budgets, theme=theme),
         "recipe": "\n".join(map(text.escape, content.recipe.split("\n"))),
-        "footer": _footer(when),
-        "plotly": (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"),
-        "figures": _embedded(_figures(content, spectra, theme)),
+        "footer": footer(when),
     }
-    # one pass: what a part holds is never read for further marks
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark.group(1)], _template())
+    return filled_page("report.html", parts, _figures(content, spectra, theme), theme)
 
 
 TIER_WORDS = {
     "measured": "exact, for these masks on these images",
     "estimate": "between measured positions of the curve",
 }
-
-
-@cache
-def _template() -> str:
-    return (files("mpviz.ui") / "report.html").read_text(encoding="utf-8")
 
 
 def points(change: float) -> str:
@@ -192,24 +176,3 @@ def _figures(content: Content, spectra: Mapping[str, Mapping[str, Json]], theme:
         "coverage": None if content.curve is None else compact(figures.coverage(content.curve, theme)),
         "budgets": compact(figures.budgets(content.budgets, None, theme)),
     }
-
-
-def _embedded(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _colours(theme: str) -> str:
-    colours = palette(theme)
-    names = {name: getattr(colours, name) for name in ("paper", "ink", "muted", "axis", "grid")}
-    return " ".join(f"--{name}: {value};" for name, value in (names | {"focus": colours.measured.line}).items())
-
-
-def _footer(when: datetime) -> str:
-    versions = [f"mpviz {__version__}", f"Python {platform.python_version()}"]
-    for package in ("torch", "timm", "numpy", "plotly"):
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:  # vendored or unpacked by hand
-            continue
-    return text.escape(f"{when:%Y-%m-%d %H:%M %Z} · " + ", ".join(versions))

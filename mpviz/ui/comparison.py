@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
-from importlib.resources import files
 
 import pandas as pd
 
 from mpviz.errors import DataError
 from mpviz.nets.paths import data_root
 from mpviz.ui import tables, text
-from mpviz.ui.theme import CONFIG, FONT, Json, axis, faint, hatch, layout, note, palette
+from mpviz.ui.page import filled_page, footer
+from mpviz.ui.theme import CONFIG, Json, axis, faint, hatch, layout, note, palette
 
 METRICS = (
     "method", "seed", "sparsity", "phase", "accuracy", "dense_accuracy", "coverage", "budget", "cross_entropy_change",
@@ -177,24 +174,17 @@ def comparison_html(
 
     Raises DataError for frames that are no grid's, MpvizError for an unknown theme.
     """
-    colours = palette(theme)
     drawn = {"config": CONFIG, "curves": comparison_figure(metrics, theme),
              "removed": removed_figure(layers, theme=theme)}  # fmt: skip
-    names = ("paper", "ink", "muted", "axis", "grid")
     parts = {
         "title": text.escape(title),
-        "theme": theme,
-        "colours": " ".join(f"--{name}: {getattr(colours, name)};" for name in names),
-        "font": FONT,
         "measured": tables.chip("measured", theme),
         "table": _table_html(metrics, theme),
         "paper": paper_table(sorted(set(metrics["sparsity"])), theme),
         "about": tables.html_table(("", ""), [[text.escape(k), text.escape(v)] for k, v in about.items()], theme),
-        "footer": text.escape(f"{when or datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"),
-        "plotly": (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"),
-        "figures": json.dumps(drawn, separators=(",", ":")).replace("<", "\\u003c"),
+        "footer": footer(when or datetime.now().astimezone()),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark.group(1)], _template())
+    return filled_page("comparison.html", parts, drawn, theme)
 
 
 def _table_html(metrics: pd.DataFrame, theme: str) -> str:
@@ -234,8 +224,3 @@ def _check(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
         raise DataError(f"this is no table of a grid: {', '.join(missing)} missing; take it from mp.run_grid")
     if frame.empty:
         raise DataError("the table of the grid has no rows; run the recipe first")
-
-
-@cache
-def _template() -> str:
-    return (files("mpviz.ui") / "comparison.html").read_text(encoding="utf-8")

@@ -1,10 +1,11 @@
-"""Which part of prune–restore helps or harms: one step from 80 to 90 %, each time with one thing changed.
+"""Which part of prune–restore helps or harms: one step from 80 to 90 % with one setting or several changed.
 
     python tests/benchmarks/recovery_ablation.py [--network fashion-resnet] [--folder runs/recovery-grid]
 
 starts from the hybrid's 80 % network, seed 0, of recovery_grid.py, and takes the step to 90 % with other settings; the
-last arm is magnitude from the same network. All arms have two epochs of the bundled 10 000 images. Measured on all test
-images, written to data/benchmarks/recovery-ablation.json after each arm; arms that are there are not run again.
+last arm is magnitude from the same network. An arm has two epochs of the bundled 10 000 images, selection counted in,
+or as many as its row says. Measured once, with one seed, on all test images, and written to
+data/benchmarks/recovery-ablation.json after each arm; arms that are there are not run again.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ from mpviz.train.ser import StepPlan, prune_in_steps
 NAME = "recovery-ablation"
 START, GOAL = 0.8, 0.9
 ARMS: dict[str, dict[str, Any]] = {
-    "hybrid as in the paper: 1.6, times w, values as moved": {},
+    "start: ratio 1.6, times w, values as moved, selection 1": {},
     "over-pruning ratio 1.2": {"ratio": 1.2},
     "restored entries take their old values": {"restored": "before"},
     "movement divided by w": {"factor": "divide"},
     "movement alone": {"factor": "none"},
     "all removed entries are candidates": {"candidates": "all"},
-    "selection 0.2 epochs, recovery 2": {"selection": 0.2, "recovery": 2},
-    "old values, ratio 1.2, selection 0.2 epochs, recovery 2": {
+    "selection 0.2, recovery 2": {"selection": 0.2, "recovery": 2},
+    "old values, ratio 1.2, selection 0.2, recovery 2": {
         "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 2,
     },
     "selection at ten times the rate": {"selection_rate": 1e-2},
     "batch norms measured again before selection": {"renew": True},
-    "same 2 epochs: old values, ratio 1.2, selection 0.2, recovery 1.8": {
+    "old values, ratio 1.2, selection 0.2, recovery 1.8": {
         "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 1.8,
     },
-    "same, batch norms measured again": {
+    "the same, batch norms measured again": {
         "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 1.8, "renew": True,
     },
-    "same, batch norms measured again, by agreement": {
+    "the same, batch norms measured again, by agreement": {
         "restored": "before", "ratio": 1.2, "selection": 0.2, "recovery": 1.8, "renew": True, "by": "agreement",
     },
-    "same, batch norms measured again, by agreement, ratio 1.6": {
+    "the same but ratio 1.6, batch norms measured again, by agreement": {
         "restored": "before", "ratio": 1.6, "selection": 0.2, "recovery": 1.8, "renew": True, "by": "agreement",
     },
     "magnitude from the same network": {"schedule": "magnitude"},

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 import mpviz as mp
-from mpviz.certificates.cross_entropy import exact_change
-from mpviz.certificates.margins import compare_logits
 from mpviz.files import write_text
+from mpviz.grid import measured_change
 from mpviz.nets.data import ImageArrays, Split
 from mpviz.nets.forward import logits
 from mpviz.train.augment import FlipShift
@@ -88,19 +87,15 @@ def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
         kept = out / f"cell-{row['target']:.4f}.json"
         if kept.exists():
             return
-        after = logits(network, images)
-        cert = compare_logits(dense, after, labels, "test")
+        numbers = measured_change(dense, logits(network, images), labels, "test")
         cell = {
-            "network": name, "method": arm, "seed": seed, "sparsity": row["target"], "accuracy": cert.accuracy,
-            "dense_accuracy": cert.dense_accuracy, "certified": cert.coverage, "unchanged": cert.unchanged,
-            "budget": 2 * float(cert.eta.mean()),
-            "cross_entropy_change": float(exact_change(dense, after, labels).mean),
+            "network": name, "method": arm, "seed": seed, "sparsity": row["target"], **numbers,
             "removed": row["removed"], "restored": row["restored"],
             "epochs": row["selection_epochs"] + row["recovery_epochs"],
             "layers": {layer: int((~mask).sum()) for layer, mask in masks.items()},
         }  # fmt: skip
         write_text(kept, json.dumps(cell))
-        print(name, arm, seed, row["target"], f"{cert.accuracy:.4f}", flush=True)
+        print(name, arm, seed, row["target"], f"{numbers['accuracy']:.4f}", flush=True)
 
     plan = StepPlan(**{"targets": TARGETS, "selection": 1.0, "recovery": 1, "equal": True} | ARMS[arm])
     prune_in_steps(
