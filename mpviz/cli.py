@@ -18,7 +18,6 @@ from mpviz.terminal import ProgressLine, change_lines, columns, layer_lines
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mpviz.grid import GridResult
     from mpviz.recipe import Recipe
 
 WRONG, INTERRUPTED = 2, 130  # exit codes: of argparse for bad input, of shells for Ctrl-C
@@ -212,23 +211,15 @@ def _run_grid(recipe: Recipe, folder: Path, theme: str) -> None:
     """Run or continue a grid, write its folder and print the means over its seeds."""
     from mpviz.grid import run_grid
     from mpviz.ui.comparison import comparison_table
+    from mpviz.ui.grid_page import grid_html
 
     line = ProgressLine()
     try:
-        result = run_grid(recipe, folder, progress=line.show, report=partial(_grid_page, theme=theme))
+        result = run_grid(recipe, folder, progress=line.show, report=partial(grid_html, theme=theme))
     finally:
         line.clear()
     print(comparison_table(result.metrics).dropna(axis="columns", how="all").to_string(index=False))
     print(f"\n{folder / 'report.html'}\n{folder / 'metrics.csv'}")
-
-
-def _grid_page(result: GridResult, theme: str) -> str:
-    from mpviz.ui.comparison import comparison_html
-
-    model, data = result.recipe.model.name, result.recipe.data.name
-    about = {"model": model, "data": data, **result.environment}
-    words = {key: str(value) for key, value in about.items() if value is not None}
-    return comparison_html(result.metrics, result.layers, f"{model}: methods side by side", words, theme=theme)
 
 
 def _add_recipe(commands: Any) -> None:
@@ -249,6 +240,9 @@ def _add_dashboard(commands: Any) -> None:
     parser.add_argument("model", nargs="?", default="fashion-vit", metavar="MODEL", help="default fashion-vit")
     parser.add_argument("--data", default="fashion-mnist", metavar="NAME", help="default fashion-mnist")
     parser.add_argument("--folder", metavar="DIR", help="folder of the data, where they need one")
+    parser.add_argument(
+        "--grid", action="append", type=Path, default=[], metavar="DIR", help="folder of a grid to compare; repeatable"
+    )
     parser.add_argument("--port", type=int, default=5006, help="default 5006; 0 takes any free one")
     parser.add_argument("--show", action="store_true", help="open a browser")
     parser.set_defaults(command=dashboard)
@@ -266,6 +260,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         port=arguments.port,
         show=arguments.show,
         report=workbench_html,
+        grids=arguments.grid,
     )
 
 
@@ -285,9 +280,10 @@ def report(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.folder / "report.html"
     if (arguments.folder / "grid.json").exists():
         from mpviz.files import write_text
-        from mpviz.grid import read_grid
+        from mpviz.grid_results import read_grid
+        from mpviz.ui.grid_page import grid_html
 
-        write_text(out, _grid_page(read_grid(arguments.folder), arguments.theme))
+        write_text(out, grid_html(read_grid(arguments.folder), arguments.theme))
         print(out)
         return
     print(write_report(out, read_run(arguments.folder), theme=arguments.theme))

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from torch import Tensor, nn
 
-from mpviz.certificates.cross_entropy import exact_change
-from mpviz.certificates.margins import compare_logits
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, RecipeError, nearest
 from mpviz.files import write_text, write_together
+from mpviz.grid_results import GridResult, environment, measured_change, read_grid
 from mpviz.nets.calibrate import Moments, second_moments
 from mpviz.nets.data import ImageArrays, Split, Splits, load_data
 from mpviz.nets.forward import logits
@@ -36,31 +30,6 @@ from mpviz.train.ser import SCHEDULES, StepPlan, prune_in_steps
 
 STEPPED = ("ser", "hybrid", "drop-threshold")  # prune in steps even where nothing is recovered
 FREE = ("methods", "seeds", "sparsities")  # of the grid: a run may be taken up with more of them
-
-
-@dataclass(frozen=True)
-class GridResult:
-    """metrics: one row a cell and phase ("pruned", "recovered"), all measured; layers: one row a cell and layer."""
-
-    recipe: Recipe
-    metrics: pd.DataFrame
-    layers: pd.DataFrame
-    environment: Mapping[str, Any]
-    folder: Path
-
-
-def measured_change(dense: Tensor, pruned: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """A cell's numbers from logits Float["b k"] of both networks: all measured, coverage as in `mp.certify`."""
-    cert = compare_logits(dense, pruned, labels, split)
-    return {
-        "accuracy": cert.accuracy,
-        "dense_accuracy": cert.dense_accuracy,
-        "coverage": cert.coverage,
-        "unchanged": cert.unchanged,
-        "budget": 2 * float(cert.eta.mean()),
-        "cross_entropy_change": float(exact_change(dense, pruned, labels).mean),
-        "samples": len(cert),
-    }
 
 
 @dataclass
@@ -219,46 +188,6 @@ def run_grid(
     if progress is not None:
         progress(1.0, "done")
     return result
-
-
-def read_grid(
-    folder: str | Path, recipe: Recipe | None = None, environment: Mapping[str, Any] | None = None
-) -> GridResult:
-    """What a grid came to so far: every finished cell of its folder, those of earlier calls too.
-
-    recipe, environment: None reads them from the folder.
-    Raises CheckpointError when the folder holds no cells or damaged ones.
-    """
-    folder = Path(folder)
-    files = sorted(folder.glob("cells/*/*/cell-*.json"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no finished cells of a grid; run a recipe with grid.methods into it")
-    metrics: list[dict[str, Any]] = []
-    layers: list[dict[str, Any]] = []
-    for path in files:
-        try:
-            cell = json.loads(path.read_text(encoding="utf-8"))
-            metrics.extend(cell["metrics"])
-            layers.extend(cell["layers"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); delete it and run the recipe again") from error
-    if environment is None:
-        place = folder / "environment.json"
-        environment = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
-    recipe = recipe or read_recipe(folder / "recipe.toml")
-    return GridResult(recipe, pd.DataFrame(metrics), pd.DataFrame(layers), environment, folder)
-
-
-def environment() -> dict[str, Any]:
-    """What a run ran on: versions, processor, threads."""
-    found = {"python": platform.python_version(), "system": platform.platform(), "processors": os.cpu_count()}
-    for package in ("mpviz", "torch", "timm", "accelerate", "numpy", "scipy", "pandas"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return found | {"threads": torch.get_num_threads(), "cuda": cuda}
 
 
 def _seconds(folder: Path) -> float:

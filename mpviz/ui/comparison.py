@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import numpy as np
 import pandas as pd
 
-from mpviz.errors import DataError
+from mpviz.errors import DataError, nearest
 from mpviz.nets.paths import data_root
 from mpviz.ui import tables, text
 from mpviz.ui.page import filled_page, footer
@@ -16,6 +17,8 @@ from mpviz.ui.theme import CONFIG, Json, axis, faint, hatch, layout, note, palet
 METRICS = (
     "method", "seed", "sparsity", "phase", "accuracy", "dense_accuracy", "coverage", "budget", "cross_entropy_change",
 )  # fmt: skip
+SPECTRA = ("method", "layer", "values", "sigma_plus", "grade")
+BINS = 60
 LAYERS = ("method", "seed", "sparsity", "layer", "role", "params", "removed", "restored")
 PANELS = {
     "accuracy": ("accuracy, %", 100.0),
@@ -41,7 +44,7 @@ def comparison_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_figure(metrics: pd.DataFrame, theme: str = "light", phase: str | None = None) -> Json:
-    """Four panels over the sparsity: accuracy, certified share, measured B_T and the cross-entropy's change.
+    """Panels over the sparsity: accuracy, certified share, measured B_T, the cross-entropy's change; what is known.
 
     A line is the mean over seeds, its band ± one sample standard deviation; a method keeps colour and mark in all
     panels, and its numbers before recovery are hollow. phase: "pruned" or "recovered" alone. Raises DataError.
@@ -55,13 +58,14 @@ def comparison_figure(metrics: pd.DataFrame, theme: str = "light", phase: str | 
     methods, colours = list(dict.fromkeys(metrics["method"])), palette(theme)
     figure: Json = {"data": [], "layout": layout(theme)}
     page = figure["layout"]
-    for number, (name, (words, scale)) in enumerate(PANELS.items(), start=1):
-        key = "" if number == 1 else str(number)
-        column, row = (number - 1) % 2, (number - 1) // 2
-        page[f"xaxis{key}"] = axis(theme, "sparsity, %" if row else "", domain=[0.56 * column, 0.44 + 0.56 * column],
-                                   anchor=f"y{key}")  # fmt: skip
-        page[f"yaxis{key}"] = axis(theme, words, domain=[0.56, 1.0] if row == 0 else [0.0, 0.42], anchor=f"x{key}")
-        if name == "budget" and (table[name] > 0).all():
+    known = [name for name in PANELS if table[name].notna().any()]
+    for number, name in enumerate(known, start=1):
+        key, (words, scale) = "" if number == 1 else str(number), PANELS[name]
+        across, up = _domains(number - 1, len(known))
+        page[f"xaxis{key}"] = axis(theme, "sparsity, %" if up[0] == 0 else "", domain=across, anchor=f"y{key}")
+        page[f"yaxis{key}"] = axis(theme, words, domain=up, anchor=f"x{key}")
+        low, high = table[name].min(), table[name].max()
+        if name == "budget" and low > 0 and high > 10 * low:
             page[f"yaxis{key}"] |= {"type": "log", "dtick": "D2"}
         for place, method in enumerate(methods):
             for one in phases:
@@ -77,6 +81,15 @@ def comparison_figure(metrics: pd.DataFrame, theme: str = "light", phase: str | 
         "margin": {"l": 64, "r": 16, "t": 60, "b": 48},
     }
     return figure
+
+
+def _domains(place: int, panels: int) -> tuple[list[float], list[float]]:
+    """Where a panel stands, across and up: two in a row, the last one over the whole width when it is alone."""
+    column, row, rows = place % 2, place // 2, (panels + 1) // 2
+    alone = place == panels - 1 and column == 0
+    height = (1.0 - 0.14 * (rows - 1)) / rows
+    bottom = 0.0 if row == rows - 1 else 1.0 - (row + 1) * height - 0.14 * row
+    return [0.56 * column, 1.0 if alone else 0.44 + 0.56 * column], [bottom, min(bottom + height, 1.0)]
 
 
 def _lines(
@@ -111,9 +124,9 @@ def _lines(
 
 def _colour(place: int, theme: str) -> str:
     colours = palette(theme)
-    names = ("measured", "threshold", "edge", "spike", "removed", "bulk", "muted", "ink")
-    found = getattr(colours, names[place % len(names)])
-    return found if isinstance(found, str) else found.line
+    lines = (colours.measured, colours.threshold, colours.edge, colours.spike, colours.removed)
+    made = [*(colour.line for colour in lines), colours.muted, colours.ink, colours.bulk.fill]
+    return made[place % len(made)]
 
 
 def _dense(figure: Json, accuracy: float, colour: str) -> None:
@@ -166,17 +179,82 @@ def removed_figure(layers: pd.DataFrame, sparsity: float | None = None, theme: s
     return figure
 
 
+def spectra_figure(
+    spectra: pd.DataFrame, layer: str | None = None, methods: Sequence[str] | None = None, theme: str = "light"
+) -> Json:
+    """Singular values of a layer: of the dense network as an area, after each method as a line, in common bins.
+
+    spectra: of `mpviz.grid_results.spectra_after`. layer: the first when None. methods: in the order of the other
+    figures, so that each keeps its colour. Dashed: the fitted edges σ₊ where the fit is not poor. Raises DataError.
+    """
+    _check(spectra, SPECTRA)
+    names = list(dict.fromkeys(spectra["layer"]))
+    shown = names[0] if layer is None else layer
+    rows = {str(row["method"]): row for row in spectra[spectra["layer"] == shown].to_dict("records")}
+    if not rows:
+        raise DataError(f"no spectra of the layer '{shown}'; {nearest(str(shown), names)}")
+    order = list(methods) if methods is not None else [name for name in rows if name != "dense"]
+    top = max(max(row["values"], default=0.0) for row in rows.values())
+    edges = np.linspace(0.0, 1.02 * top or 1.0, BINS + 1)
+    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+    figure: Json = {"data": [], "layout": layout(theme)}
+    shapes: list[Json] = []
+    tallest, beyond = 1, 0  # what is near zero would flatten everything else
+    for name in ("dense", *order):
+        if name not in rows:
+            continue
+        colour = palette(theme).neutral.line if name == "dense" else _colour(order.index(name), theme)
+        counts, _ = np.histogram(rows[name]["values"], edges)
+        tallest = max(tallest, int(counts[2:].max()))
+        beyond = max(beyond, int(counts[:2].max()))
+        area = {"fill": "tozeroy", "fillcolor": faint(colour, 0.25)} if name == "dense" else {}
+        figure["data"].append({
+            "type": "scatter", "mode": "lines", "name": text.escape(name), "x": middles, "y": counts.tolist(), **area,
+            "line": {"shape": "hvh", "color": colour, "width": 1 if name == "dense" else 1.8},
+            "hovertemplate": f"{text.escape(name)}, fit {text.escape(rows[name]['grade'])}: %{{y}} singular values "
+                             "at %{x:.3g}<extra></extra>",
+        })  # fmt: skip
+        if rows[name]["grade"] in ("good", "fair"):
+            at = float(rows[name]["sigma_plus"])
+            line = {"color": colour, "width": 1.2, "dash": "dash"}
+            shapes.append({"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "y domain", "line": line})
+    if beyond > 1.1 * tallest:
+        words = note(f"↑ to {beyond}", palette(theme).muted, x=0, xref="x domain", y=1, yref="y domain", xanchor="left",
+                     xshift=26, yanchor="top")  # fmt: skip
+        figure["layout"]["annotations"] = [words]
+    figure["layout"] |= {
+        "shapes": shapes, "showlegend": True, "hovermode": "x unified",
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "xaxis": axis(theme, f"singular value of {text.escape(shown)}", grid=False),
+        "yaxis": axis(theme, "how many", range=[0, 1.1 * tallest]),
+        "margin": {"l": 64, "r": 16, "t": 48, "b": 48},
+    }  # fmt: skip
+    return figure
+
+
 def comparison_html(
     metrics: pd.DataFrame, layers: pd.DataFrame, title: str, about: Mapping[str, str], theme: str = "light",
-    when: datetime | None = None,
+    when: datetime | None = None, spectra: pd.DataFrame | None = None, nav: str = "", remark: str = "",
 ) -> str:  # fmt: skip
-    """A page of its own with both figures and the table; it fetches nothing. about: facts, such as model and versions.
+    """A page of its own with the figures and the table; it fetches nothing. about: facts, such as model and versions.
 
+    layers: where it has no rows, what was removed where is left out. spectra: of `spectra_after`; None leaves the
+    figure out, and remark says why. nav: HTML at the head of the page, already safe.
     Raises DataError for frames that are no grid's, MpvizError for an unknown theme.
     """
-    drawn = {"config": CONFIG, "curves": comparison_figure(metrics, theme),
-             "removed": removed_figure(layers, theme=theme)}  # fmt: skip
+    methods, figures = list(dict.fromkeys(metrics["method"])), {"curves": comparison_figure(metrics, theme)}
+    if not layers.empty:
+        figures["removed"] = removed_figure(layers, theme=theme)
+    names = [] if spectra is None else list(dict.fromkeys(spectra["layer"]))
+    each = [] if spectra is None else [spectra_figure(spectra, name, methods, theme) for name in names]
+    drawn = {"config": CONFIG, "figures": figures, "layers": names,
+             "spectra": each}  # fmt: skip
     parts = {
+        "nav": nav,
+        "no_removed": "hidden" if layers.empty else "",
+        "no_spectra": "" if names else "hidden",
+        "spectra_at": f"{100 * spectra['sparsity'].iloc[0]:g}" if spectra is not None and names else "",
+        "remark": text.escape(remark),
         "title": text.escape(title),
         "measured": tables.chip("measured", theme),
         "table": _table_html(metrics, theme),
@@ -193,6 +271,8 @@ def _table_html(metrics: pd.DataFrame, theme: str) -> str:
     def spread(row: pd.Series, name: str, scale: float) -> str:
         mean = f"{scale * row[name]:.4g}" if scale == 1 else f"{scale * row[name]:.2f}"
         mean = mean.replace("-", "−")
+        if pd.isna(row[name]):
+            return "–"
         return mean if pd.isna(row[f"{name}_spread"]) else f"{mean} ± {scale * row[f'{name}_spread']:.2g}"
 
     rows = [

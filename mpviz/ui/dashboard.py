@@ -13,12 +13,14 @@ import threading
 from collections.abc import Sequence
 from html import escape
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import panel as pn
 from bokeh.settings import settings
 
 from mpviz.errors import MpvizError
+from mpviz.ui.dashboard_pages import ComparePage
 from mpviz.ui.dashboard_paint import RESETS
 from mpviz.ui.dashboard_session import Report, Session
 from mpviz.ui.dashboard_words import page_css, read_page_file
@@ -30,11 +32,13 @@ UNUSED_SECONDS = 20  # without a browser, before a session and its background wo
 
 
 def app(
-    model: str = "fashion-vit", data: str = "fashion-mnist", folder: str | None = None, report: Report | None = None
-) -> pn.Template:
+    model: str = "fashion-vit", data: str = "fashion-mnist", folder: str | None = None, report: Report | None = None,
+    compare: bool = False,
+) -> pn.Template:  # fmt: skip
     """The page of one browser session; `.servable()` puts it on a server. The network is loaded in the background.
 
     report: makes the HTML of a report from the Workbench, behind a button; without it there is no such button.
+    compare: link to the page that compares methods, which `serve` adds.
     """
     pn.extension("plotly")
     document = pn.state.curdoc
@@ -46,6 +50,7 @@ def app(
     page.add_variable("shuffled_tip", escape(SHUFFLED_TIP))
     page.add_variable("resets", RESETS)
     page.add_variable("with_report", report is not None)
+    page.add_variable("with_compare", compare)
     for name, part in session.roots.items():
         page.add_panel(name, part)
     if document is not None:
@@ -67,11 +72,13 @@ def serve(
     address: str = "localhost",
     websocket_origin: str | Sequence[str] | None = None,
     report: Report | None = None,
+    grids: Sequence[str | Path] = (),
 ) -> None:
     """Serve the dashboard until interrupted. port: 0 takes any free one. show: open a browser.
 
     address: the network interface; "localhost" keeps others out. websocket_origin: host:port under which browsers may
     reach the page, when that is another than address and port, as behind a proxy.
+    grids: folders of `mpviz run` for the page that compares methods, beside the grids that come with mpviz.
     Raises MpvizError when the port is taken.
     """
     settings.resources = "server"
@@ -81,7 +88,7 @@ def serve(
     threading.Thread(target=_warm_up, name="mpviz-warm-up", daemon=True).start()
 
     def page() -> pn.Template:  # panel takes functions, a partial it would print
-        return app(model, data, folder, report)
+        return app(model, data, folder, report, compare=True)
 
     print(f"mpviz dashboard: http://{address}:{port} (Ctrl+C ends it)", flush=True)
     pn.serve(
@@ -94,6 +101,7 @@ def serve(
         unused_session_lifetime_milliseconds=1000 * UNUSED_SECONDS,
         check_unused_sessions_milliseconds=5000,
         verbose=False,
+        extra_patterns=[("/compare", ComparePage, {"folders": [Path(grid) for grid in grids]})],
     )
 
 
@@ -122,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=5006)
     parser.add_argument("--address", default="localhost")
     parser.add_argument("--show", action="store_true", help="open a browser")
+    parser.add_argument("--grid", action="append", dest="grids", default=[], help="folder of a grid; may be repeated")
     parser.add_argument("--websocket-origin", action="append", help="host:port of a proxy; may be repeated")
     given: dict[str, Any] = vars(parser.parse_args(arguments))
     try:

@@ -4,7 +4,7 @@
 
 writes data/benchmarks/methods.json after each cell; cells that are there already are not run again. Masks are made from
 the weights and, for Wanda and SparseGPT, from calibration images; the test images only measure. Nothing here is random
-but the choice of calibration images (seed 0). accuracy, certified (margin > 2η), unchanged and the change of the
+but the choice of calibration images (seed 0). accuracy, coverage (margin > 2η), unchanged and the change of the
 cross-entropy are measured on all test images.
 """
 
@@ -66,7 +66,7 @@ class Bench:
             "sparsity": sparsity,
             "accuracy": cert.accuracy,
             "dense_accuracy": cert.dense_accuracy,
-            "certified": cert.coverage,
+            "coverage": cert.coverage,
             "unchanged": cert.unchanged,
             "cross_entropy_change": float(exact_change(self.dense, after, self.labels).mean),
             "prune_cpu_s": round(spent, 3),

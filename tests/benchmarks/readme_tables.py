@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -150,7 +151,34 @@ def ablation_table() -> str:
     return "\n".join(lines)
 
 
+FC_THEIRS = {
+    "no pruning, no regularisation": "no pruning no regularisation",
+    "MP pruning only": "MP pruning only",
+    "L1 + L2 only": "L1+L2 only",
+    "MP pruning + L1 + L2": "MP pruning + L1+L2",
+}
+
+
+def fully_connected_table() -> str:
+    """Test (training) accuracy of the fully connected networks at a tuned and at the paper's learning rate; theirs."""
+    rows = json.loads((ROOT / "data/benchmarks/fc-table.json").read_text())["rows"]
+    with (ROOT / "data/paper/fashion_mnist_fc.csv").open(newline="") as file:
+        theirs = {row["method"]: row for row in csv.DictReader(file) if row["epochs"] == "100"}
+    found = {(row["row"], row["rate"]): row for row in rows}
+    head = ("test (training) accuracy %", "rate tuned", "rate of the paper", "singular values taken out",
+            "*theirs, width 3000, 100 epochs*")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for name in dict.fromkeys(row["row"] for row in rows):
+        pair = [found[name, kind] for kind in ("tuned", "paper")]
+        ours = [f"{100 * row['test_accuracy']:.2f} ({100 * row['train_accuracy']:.2f})" for row in pair]
+        other = theirs.get(FC_THEIRS.get(name, ""))
+        printed = f"*{other['test_acc']} ({other['train_acc']})*" if other else "–"
+        lines.append(f"| {name} | {ours[0]} | {ours[1]} | {pair[0]['removed']} / {pair[1]['removed']} | {printed} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "fully-connected": fully_connected_table,
     "recovery": recovery_table,
     "ablation": ablation_table,
     "methods": methods_table,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import mpviz as mp
 from mpviz.files import write_text
-from mpviz.grid import measured_change
+from mpviz.grid_results import measured_change, method_spectra
 from mpviz.nets.data import ImageArrays, Split
 from mpviz.nets.forward import logits
 from mpviz.train.augment import FlipShift
@@ -104,6 +104,21 @@ def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
     )  # fmt: skip
 
 
+def spectra(folder: Path, name: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Singular values of the four layers that lost most at the last sparsity, dense and after each arm's first seed."""
+    last = [cell for cell in cells if (cell["network"], cell["seed"], cell["sparsity"]) == (name, 0, TARGETS[-1])]
+    lost: dict[str, int] = {}
+    for cell in last:
+        for layer, count in cell["layers"].items():
+            lost[layer] = lost.get(layer, 0) + count
+    dense = mp.load_model(name)
+    stage = f"0/stage-{TARGETS[-1]:.4f}.safetensors"
+    pruned = {c["method"]: mp.load(folder / name / c["method"].replace(", ", "-") / stage, dense).model for c in last}
+    rows = method_spectra(dense, pruned, sorted(lost, key=lambda layer: -lost[layer])[:4], TARGETS[-1])
+    rows["values"] = [[float(f"{value:.4g}") for value in values] for values in rows["values"]]
+    return json.loads(rows.to_json(orient="records"))
+
+
 def collect(folder: Path) -> None:
     """Write the record of all cells there are: each of them, and mean and spread over the seeds."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/cell-*.json"))]
@@ -116,7 +131,8 @@ def collect(folder: Path) -> None:
         for (n, m, s), a in groups.items()
     ]  # fmt: skip
     rates = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/rates.json")}
-    results = {"batch": BATCH, "optimizer": "adamw", "rates": rates, "means": means, "cells": cells}
+    results: dict[str, Any] = {"batch": BATCH, "optimizer": "adamw", "rates": rates, "means": means, "cells": cells}
+    results["spectra"] = {name: spectra(folder, name, cells) for name in dict.fromkeys(c["network"] for c in cells)}
     record.write(NAME, "python tests/benchmarks/recovery_grid.py && … --collect", results)
 
 

@@ -251,6 +251,32 @@ def test_the_page_and_its_figures_share_one_theme(dashboard: Page, tmp_path: Pat
     assert picture.stat().st_size > 40_000
 
 
+def test_methods_are_compared_on_a_page_of_their_own(dashboard: Page) -> None:
+    press(dashboard, "light or dark colours")
+    dashboard.locator(":root[data-theme=dark]").wait_for()
+    with dashboard.expect_popup() as opened:
+        dashboard.get_by_role("link", name="Compare methods").click()
+    page = opened.value
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.locator("#spectra.js-plotly-plot").wait_for(timeout=START)
+    assert "theme=dark" in page.url
+    before = page.locator("#spectra").evaluate("(div) => div.data.map((trace) => trace.y)")
+    page.get_by_label("layer", exact=True).select_option(index=1)
+    assert page.locator("#spectra").evaluate("(div) => div.data.map((trace) => trace.y)") != before
+    page.get_by_role("link", name="fashion-vit, without training").click()
+    page.get_by_role("heading", name="fashion-vit: methods side by side").wait_for()
+    page.locator("#curves.js-plotly-plot").wait_for(timeout=START)
+    assert page.locator("#removed").is_hidden() and page.locator("#spectra").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    gone = page.goto(page.url.split("?")[0] + "?grid=../../etc")
+    assert gone is not None and gone.status == 404
+    page.get_by_text("there is no grid '../../etc' here").wait_for()
+    page.get_by_role("link", name="Workbench").click()
+    page.locator(".budgets .bars").first.wait_for(timeout=START)
+    assert errors == []
+
+
 def test_two_browsers_have_two_states(dashboard: Page, address: str) -> None:
     other = dashboard.context.new_page()
     other.goto(address)

@@ -364,11 +364,37 @@ def served(monkeypatch):
 
 def test_dashboard_passes_its_arguments_on(served):
     assert cli.main(["dashboard"]) == 0
-    assert cli.main(["dashboard", "resnet18", "--data", "imgs", "--folder", "f", "--port", "0", "--show"]) == 0
+    assert (
+        cli.main(
+            [
+                "dashboard",
+                "resnet18",
+                "--data",
+                "imgs",
+                "--folder",
+                "f",
+                "--port",
+                "0",
+                "--show",
+                "--grid",
+                "a",
+                "--grid",
+                "b/c",
+            ]
+        )
+        == 0
+    )
     reports = [call.pop("report") for call in served]
     assert served == [
-        {"model": "fashion-vit", "data": "fashion-mnist", "folder": None, "port": 5006, "show": False},
-        {"model": "resnet18", "data": "imgs", "folder": "f", "port": 0, "show": True},
+        {"model": "fashion-vit", "data": "fashion-mnist", "folder": None, "port": 5006, "show": False, "grids": []},
+        {
+            "model": "resnet18",
+            "data": "imgs",
+            "folder": "f",
+            "port": 0,
+            "show": True,
+            "grids": [Path("a"), Path("b/c")],
+        },
     ]
     bench = mp.Workbench("fashion-mlp", samples=50)
     assert all("fashion-mlp" in report(bench) for report in reports[:1])

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import mpviz as mp
-from mpviz.errors import Cancelled, CheckpointError, RecipeError
-from mpviz.grid import GridResult, read_grid, run_grid
+from mpviz.errors import Cancelled, CheckpointError, DataError, RecipeError
+from mpviz.grid import run_grid
+from mpviz.grid_results import GridResult, read_grid, spectra_after
 from mpviz.nets.forward import logits
 from mpviz.recipe import CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe, RecoverPlan, parse_recipe, read_recipe
 
@@ -167,3 +168,18 @@ def test_the_recipes_of_the_project_can_be_run(path: Path, tmp_path: Path) -> No
     with pytest.raises(Cancelled):  # all its checks pass before the first moment at which it can stop
         run_grid(recipe, tmp_path / "out", cancelled=lambda: True)
     assert parse_recipe(recipe.to_toml()) == recipe
+
+
+def test_spectra_are_those_of_the_dense_network_and_of_the_kept_checkpoints(plain: GridResult) -> None:
+    found = spectra_after(plain, layers=2)
+    lost = plain.layers.query("sparsity == 0.6").groupby("layer")["removed"].sum()
+    assert list(dict.fromkeys(found["layer"])) == lost.nlargest(2).index.tolist()
+    assert found["method"].tolist() == ["dense", "magnitude", "wanda"] * 2
+    for row in found.itertuples():
+        kept = plain.folder / f"cells/{row.method}/seed-0/stage-0.6000.safetensors"
+        network = mp.load_model("fashion-mlp") if row.method == "dense" else mp.load(kept).model
+        exact = torch.linalg.svdvals(network.get_parameter(row.layer).detach().double()).flip(0)
+        torch.testing.assert_close(torch.tensor(row.values, dtype=torch.float64), exact, rtol=1e-6, atol=1e-5)
+    assert set(spectra_after(plain, 0.3, layers=1, seed=1)["method"]) == {"dense", "wanda"}
+    with pytest.raises(DataError, match=r"sparsity 0\.4"):
+        spectra_after(plain, 0.4)

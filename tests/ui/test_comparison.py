@@ -18,6 +18,7 @@ from mpviz.ui.comparison import (
     comparison_table,
     paper_table,
     removed_figure,
+    spectra_figure,
 )
 from mpviz.ui.text import escape
 
@@ -109,7 +110,7 @@ def test_the_page_holds_every_method_and_escapes_what_comes_from_outside() -> No
     assert "</script><b>" not in page
     assert page.count(escape(NASTY)) >= 3
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
-    assert {trace["legendgroup"] for trace in drawn["curves"]["data"]} == set(methods)
+    assert {trace["legendgroup"] for trace in drawn["figures"]["curves"]["data"]} == set(methods)
     json.dumps(drawn, allow_nan=False)
 
 
@@ -136,3 +137,43 @@ def test_a_frame_of_something_else_is_named() -> None:
         removed_figure(layers(), 0.4)
     with pytest.raises(MpvizError, match="unknown theme"):
         comparison_html(grid(), layers(), "x", {}, "pink")
+
+
+def spectra(layers=("a", "b"), methods=("dense", "magnitude", "hybrid")) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([
+        {"method": m, "sparsity": 0.5, "layer": one, "values": np.sort(rng.uniform(0.0, 9.0, 40)).tolist(),
+         "sigma_plus": 5.0 + i, "grade": "poor" if m == "hybrid" else "good", "verdict": ""}
+        for one in layers for i, m in enumerate(methods)
+    ])  # fmt: skip
+
+
+def test_spectra_are_counts_in_common_bins_and_only_believed_edges_are_drawn() -> None:
+    frame = spectra()
+    figure = spectra_figure(frame, "b", methods=("hybrid", "magnitude"))
+    counts = {trace["name"]: trace["y"] for trace in figure["data"]}
+    assert list(counts) == ["dense", "hybrid", "magnitude"] and {sum(y) for y in counts.values()} == {40}
+    x = np.array(figure["data"][0]["x"])
+    assert all(trace["x"] == figure["data"][0]["x"] for trace in figure["data"])
+    half = (x[1] - x[0]) / 2
+    for trace in figure["data"]:
+        values = np.array(frame.query("layer == 'b' and method == @trace['name']")["values"].iloc[0])
+        assert trace["y"][10] == ((values >= x[10] - half) & (values < x[10] + half)).sum()
+    assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [5.0, 6.0]  # the hybrid's fit is poor
+    assert figure["data"][1]["line"]["color"] == lines(comparison_figure(grid(("hybrid",))))[0]["line"]["color"]
+    with pytest.raises(DataError, match="layer 'c'"):
+        spectra_figure(frame, "c")
+
+
+def test_what_a_grid_does_not_know_is_left_out_and_said() -> None:
+    metrics = grid(phases=("pruned",)).assign(budget=np.nan)
+    figure = comparison_figure(metrics)
+    assert len(lines(figure)) == 3 * 2
+    assert figure["layout"]["xaxis3"]["domain"] == [0.0, 1.0]
+    page = comparison_html(metrics, layers().iloc[:0], "x", {}, remark="no <spectra>")
+    assert "nan" not in re.search(r'aria-label="All cells">(.*?)</div>', page, re.DOTALL)[1]
+    assert page.count("<section hidden>") == 2 and "no &lt;spectra&gt;" in page
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    assert list(drawn["figures"]) == ["curves"] and drawn["layers"] == []
+    full = comparison_html(grid(), layers(), "x", {}, spectra=spectra())
+    assert "<section hidden>" not in full and "at sparsity 50 %" in full

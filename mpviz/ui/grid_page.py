@@ -1,0 +1,61 @@
+"""A grid of methods as one HTML page: as the report of a run, and as a page of the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlencode
+
+from mpviz.errors import DataError, MpvizError, nearest
+from mpviz.grid_results import GridResult, committed_grid, committed_grids, read_grid, spectra_after
+from mpviz.ui import text
+from mpviz.ui.comparison import comparison_html
+from mpviz.ui.page import filled_page
+from mpviz.ui.theme import THEMES
+
+
+def grid_html(result: GridResult, theme: str = "light", nav: str = "") -> str:
+    """What a grid came to, as a page of its own. nav: HTML at its head. Raises MpvizError for an unknown theme.
+
+    Spectra come from the checkpoints of the cells; where these are gone, the page says so in their place.
+    """
+    model, remark = result.recipe.model.name, ""
+    try:
+        spectra = spectra_after(result)
+    except MpvizError as error:
+        spectra, remark = None, f"Spectra before and after are left out: {error}."
+    about = {"model": model, "data": result.recipe.data.name, **result.environment}
+    words = {key: str(value) for key, value in about.items() if value is not None}
+    title = f"{model}: methods side by side"
+    return comparison_html(result.metrics, result.layers, title, words, theme, spectra=spectra, nav=nav, remark=remark)
+
+
+def compare_page(folders: Sequence[Path], asked: str | None = None, theme: str = "light") -> tuple[bool, str]:
+    """The dashboard's page of one grid, and whether there is such a grid; links lead to the others.
+
+    folders: of `mpviz run`, read anew each time, so that a grid that is running can be watched. asked: one of the
+    folders or of `committed_grids`, the first when None; nothing else is ever opened.
+    """
+    theme = theme if theme in THEMES else "light"
+    known = {str(folder): f"{folder.name}, {folder.parent}" for folder in folders} | committed_grids()
+    name = next(iter(known), "") if asked is None else asked
+    nav = _nav(known, name, theme)
+    try:
+        if name not in known:
+            raise DataError(f"there is no grid '{name}' here; {nearest(name, known)}")
+        result = read_grid(name) if name in {str(folder) for folder in folders} else committed_grid(name)
+        return True, grid_html(result, theme, nav)
+    except MpvizError as error:
+        parts = {"nav": nav, "title": "Nothing to compare here yet", "message": text.escape(str(error))}
+        return name in known, filled_page("notice.html", parts, None, theme)
+
+
+def _nav(known: dict[str, str], shown: str, theme: str) -> str:
+    def link(words: str, current: bool = False, **query: str) -> str:
+        here = ' aria-current="page"' if current else ""
+        return f'<a href="?{text.escape(urlencode(query))}"{here}>{text.escape(words)}</a>'
+
+    other = "light" if theme == "dark" else "dark"
+    links = [link(words, name == shown, grid=name, theme=theme) for name, words in known.items()]
+    links.append(link(f"{other} colours", grid=shown, theme=other))
+    return f'<nav aria-label="Grids"><a href="./">Workbench</a>{"".join(links)}</nav>'

@@ -1,0 +1,65 @@
+"""The page of a grid on the dashboard: committed grids and named folders, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import mpviz as mp
+from mpviz.errors import DataError
+from mpviz.grid_results import committed_grid, committed_grids, spectra_after
+from mpviz.nets.paths import data_root
+from mpviz.recipe import CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe
+from mpviz.ui.grid_page import compare_page, grid_html
+
+PLAN = Recipe(
+    ModelPlan("fashion-mlp"), DataPlan(folder="bundled"), certify=CertifyPlan(samples=100),
+    grid=GridPlan(["magnitude", "seb"], [0.5, 0.9], [0]),
+)  # fmt: skip
+
+
+def test_every_committed_grid_is_what_its_record_says() -> None:
+    assert len(committed_grids()) == 4
+    for name in committed_grids():
+        record, network = name.split("/")
+        cells = json.loads((data_root() / "benchmarks" / f"{record}.json").read_text())["cells"]
+        own, grid = [cell for cell in cells if cell["network"] == network], committed_grid(name)
+        assert grid.metrics["accuracy"].tolist() == [cell["accuracy"] for cell in own]
+        assert grid.metrics["coverage"].tolist() == [cell["coverage"] for cell in own]
+        assert grid.layers["removed"].sum() == sum(sum(cell.get("layers", {}).values()) for cell in own)
+        assert (grid.layers["removed"] <= grid.layers["params"]).all()
+    with pytest.raises(DataError, match="no grid 'methods/x'"):
+        committed_grid("methods/x")
+
+
+@pytest.mark.parametrize("name", sorted(committed_grids()))
+def test_a_committed_grid_has_its_page(name: str) -> None:
+    there, page = compare_page([], name, "dark")
+    assert there and "color-scheme: dark" in page
+    assert page.count('aria-current="page"') == 1 and page.count("?grid=") == len(committed_grids()) + 1
+
+
+def test_the_page_follows_a_running_grid_and_opens_nothing_that_was_not_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run<1>"
+    there, page = compare_page([folder], str(folder))
+    assert there and "holds no finished cells" in page and "run<1>" not in page
+    mp.run_grid(PLAN, folder, report=grid_html)
+    there, page = compare_page([folder])
+    assert there and "fashion-mlp: methods side by side" in page and "Spectra before and after are left out" not in page
+    assert "<section hidden>" not in (folder / "report.html").read_text(encoding="utf-8")
+    for other in ("../..", str(tmp_path), "methods/../x", ""):
+        there, page = compare_page([folder], other)
+        assert not there and "methods side by side" not in page
+    for kept in folder.glob("cells/*/*/*.safetensors"):
+        kept.unlink()
+    assert "Spectra before and after are left out" in compare_page([folder])[1]
+
+
+def test_a_grid_without_layers_has_no_spectra() -> None:
+    with pytest.raises(DataError, match="no record of its layers"):
+        spectra_after(committed_grid("methods/fashion-vit"))
+    spectra = spectra_after(committed_grid("recovery-grid/fashion-vit"))
+    assert isinstance(spectra, pd.DataFrame) and spectra["method"].iloc[0] == "dense"
