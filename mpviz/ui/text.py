@@ -183,13 +183,13 @@ def fit_words(mp_like: bool, rigidity: float, reason: str = "", fair: bool = Fal
     >>> fit_words(True, 2.4), fit_words(False, 12.0, "heavy tail"), fit_words(False, 12.0)
     ('MP fit good (p·KS 2.4)', '⚠ heavy tail (p·KS 12)', '⚠ MP fit poor (p·KS 12)')
     >>> fit_words(False, 3.6, "column scales differ", fair=True)
-    '▼ MP fit fair: column scales differ (p·KS 3.6)'
+    '▼ MP fit fair (p·KS 3.6)'
     """
     if not math.isfinite(rigidity):
         return f"⚠ no MP fit: {escape(reason)}" if reason else "⚠ no MP fit"
     poor = f"⚠ {escape(reason)}" if reason else "⚠ MP fit poor"
     if fair:
-        poor = f"▼ MP fit fair: {escape(reason)}" if reason else "▼ MP fit fair"
+        poor = "▼ MP fit fair"  # the reason stands on the next line; here it would run out of a narrow figure
     return f"{'MP fit good' if mp_like else poor} (p·KS {significant(rigidity, 2)})"
 
 

@@ -116,7 +116,7 @@ def test_the_spectrum_title_states_the_finding():
 def test_a_fair_fit_is_said_to_be_fair_wherever_fits_are_named():
     reason = "column scales differ"
     fair = view(mp_like=False, grade="fair", rigidity=3.6, reason=reason)
-    assert plain(text.spectrum_title(fair)).endswith("▼ MP fit fair: column scales differ (p·KS 3.6)")
+    assert plain(text.spectrum_title(fair)).endswith("▼ MP fit fair (p·KS 3.6)")
     colours = theme.palette("light")
     assert colours.neutral.text in text.spectrum_title(fair) and colours.threshold.text not in text.spectrum_title(fair)
     table = pd.DataFrame(
