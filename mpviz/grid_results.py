@@ -191,7 +191,8 @@ def _committed_layers(network: str, cells: list[dict[str, Any]]) -> pd.DataFrame
     return pd.DataFrame(
         [
             {"method": cell["method"], "seed": cell["seed"], "sparsity": cell["sparsity"], "layer": layer,
-             "role": infos[layer].role, "params": infos[layer].params, "removed": removed, "restored": 0}
+             "role": infos[layer].role, "params": infos[layer].params, "removed": removed,
+             "restored": cell.get("restored_layers", {}).get(layer, 0)}
             for cell in cells for layer, removed in cell["layers"].items()
         ],
         columns=["method", "seed", "sparsity", "layer", "role", "params", "removed", "restored"],

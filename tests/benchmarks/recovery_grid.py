@@ -119,9 +119,19 @@ def spectra(folder: Path, name: str, cells: list[dict[str, Any]]) -> list[dict[s
     return json.loads(rows.to_json(orient="records"))
 
 
+def with_restored(path: Path) -> dict[str, Any]:
+    """A cell, and how many entries of each layer came back in its step, from the log in the checkpoint beside it."""
+    cell = json.loads(path.read_text())
+    if cell["restored"]:
+        stage = path.with_name(path.name.replace("cell", "stage")).with_suffix(".safetensors")
+        log = mp.load(stage, mp.load_model(cell["network"])).results["log"]
+        cell["restored_layers"] = {layer: log.get(f"restored in {layer}", 0) for layer in cell["layers"]}
+    return cell
+
+
 def collect(folder: Path) -> None:
     """Write the record of all cells there are: each of them, and mean and spread over the seeds."""
-    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*/cell-*.json"))]
+    cells = [with_restored(path) for path in sorted(folder.glob("*/*/*/cell-*.json"))]
     groups: dict[tuple[str, str, float], list[float]] = {}
     for cell in cells:
         groups.setdefault((cell["network"], cell["method"], cell["sparsity"]), []).append(cell["accuracy"])

@@ -30,6 +30,9 @@ def test_every_committed_grid_is_what_its_record_says() -> None:
         assert grid.metrics["accuracy"].tolist() == [cell["accuracy"] for cell in own]
         assert grid.metrics["coverage"].tolist() == [cell["coverage"] for cell in own]
         assert grid.layers["removed"].sum() == sum(sum(cell.get("layers", {}).values()) for cell in own)
+        if record == "recovery-grid":
+            came_back = grid.layers.groupby(["method", "seed", "sparsity"])["restored"].sum()
+            assert came_back.to_dict() == {(c["method"], c["seed"], c["sparsity"]): c["restored"] for c in own}
         assert (grid.layers["removed"] <= grid.layers["params"]).all()
     with pytest.raises(DataError, match="no grid 'methods/x'"):
         committed_grid("methods/x")
