@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -125,22 +125,25 @@ def spectra_after(
         have = ", ".join(f"{value:g}" for value in known.index)
         raise DataError(f"the grid has no cell of sparsity {at:g} and that seed; its sparsities are {have}")
     most = cells.groupby("layer", sort=False)["removed"].sum().nlargest(layers).index.tolist()
-    dense, pruned = dense_model(result.recipe), {}
-    for method, own in cells.groupby("method", sort=False):
-        place = result.folder / "cells" / str(method) / f"seed-{own['seed'].iloc[0]}" / f"stage-{at:.4f}.safetensors"
-        pruned[str(method)] = load(place, dense).model
-    return method_spectra(dense, pruned, most, at)
+    dense = dense_model(result.recipe)
+
+    def networks() -> Iterator[tuple[str, nn.Module]]:
+        yield "dense", dense
+        for method, own in cells.groupby("method", sort=False):
+            folder = result.folder / "cells" / str(method) / f"seed-{own['seed'].iloc[0]}"
+            yield str(method), load(folder / f"stage-{at:.4f}.safetensors", dense).model
+
+    return method_spectra(networks(), most, at)
 
 
-def method_spectra(
-    dense: nn.Module, pruned: Mapping[str, nn.Module], layers: Sequence[str], sparsity: float
-) -> pd.DataFrame:
-    """One row a layer and network, "dense" first: columns method, sparsity, layer, values, sigma_plus, grade, verdict.
+def method_spectra(networks: Iterable[tuple[str, nn.Module]], layers: Sequence[str], sparsity: float) -> pd.DataFrame:
+    """One row a layer and network: columns method, sparsity, layer, values, sigma_plus, grade, verdict.
 
+    networks: names and networks, "dense" among them; each is looked at and let go before the next is asked for.
     values: singular values of the layer, ascending; sigma_plus: √(N λ₊) of the fit, NaN where there is none; grade and
     verdict: of the fit, as in `mp.analyze`. Raises ModelError for unknown layers.
     """
-    found = {name: layer_spectra(network, layers) for name, network in ({"dense": dense} | dict(pruned)).items()}
+    found = {name: layer_spectra(network, layers) for name, network in networks}
     rows = []
     for layer in layers:
         for name, spectra in found.items():

@@ -33,21 +33,33 @@ def grid_html(result: GridResult, theme: str = "light", nav: str = "") -> str:
 def compare_page(folders: Sequence[Path], asked: str | None = None, theme: str = "light") -> tuple[bool, str]:
     """The dashboard's page of one grid, and whether there is such a grid; links lead to the others.
 
-    folders: of `mpviz run`, read anew each time, so that a grid that is running can be watched. asked: one of the
-    folders or of `committed_grids`, the first when None; nothing else is ever opened.
+    folders: of `mpviz run`, read anew each time, so that a grid that is running can be watched. asked: the last
+    part of one of their paths or one of `committed_grids`, the first when None; nothing else is ever opened.
     """
     theme = theme if theme in THEMES else "light"
-    known = {str(folder): f"{folder.name}, {folder.parent}" for folder in folders} | committed_grids()
+    own = _named(folders)
+    known = {key: f"{key}, of this machine" for key in own} | committed_grids()
     name = next(iter(known), "") if asked is None else asked
     nav = _nav(known, name, theme)
     try:
         if name not in known:
             raise DataError(f"there is no grid '{name}' here; {nearest(name, known)}")
-        result = read_grid(name) if name in {str(folder) for folder in folders} else committed_grid(name)
+        result = read_grid(own[name]) if name in own else committed_grid(name)
         return True, grid_html(result, theme, nav)
     except MpvizError as error:
         parts = {"nav": nav, "title": "Nothing to compare here yet", "message": text.escape(str(error))}
         return name in known, filled_page("notice.html", parts, None, theme)
+
+
+def _named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by the last part of their path, numbered where it is not the only one; the rest is nobody's business."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name, number = folder.resolve().name, 2
+        while name in found:
+            name, number = f"{folder.resolve().name} ({number})", number + 1
+        found[name] = folder
+    return found
 
 
 def _nav(known: dict[str, str], shown: str, theme: str) -> str:

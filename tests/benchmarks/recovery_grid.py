@@ -113,8 +113,8 @@ def spectra(folder: Path, name: str, cells: list[dict[str, Any]]) -> list[dict[s
             lost[layer] = lost.get(layer, 0) + count
     dense = mp.load_model(name)
     stage = f"0/stage-{TARGETS[-1]:.4f}.safetensors"
-    pruned = {c["method"]: mp.load(folder / name / c["method"].replace(", ", "-") / stage, dense).model for c in last}
-    rows = method_spectra(dense, pruned, sorted(lost, key=lambda layer: -lost[layer])[:4], TARGETS[-1])
+    pruned = [(c["method"], mp.load(folder / name / c["method"].replace(", ", "-") / stage, dense).model) for c in last]
+    rows = method_spectra([("dense", dense), *pruned], sorted(lost, key=lambda layer: -lost[layer])[:4], TARGETS[-1])
     rows["values"] = [[float(f"{value:.4g}") for value in values] for values in rows["values"]]
     return json.loads(rows.to_json(orient="records"))
 

@@ -47,8 +47,9 @@ def test_a_committed_grid_has_its_page(name: str) -> None:
 
 def test_the_page_follows_a_running_grid_and_opens_nothing_that_was_not_named(tmp_path: Path) -> None:
     folder = tmp_path / "run<1>"
-    there, page = compare_page([folder], str(folder))
+    there, page = compare_page([folder, tmp_path / "b" / "run<1>"], "run<1>")
     assert there and "holds no finished cells" in page and "run<1>" not in page
+    assert "run&lt;1&gt; (2)" in page
     mp.run_grid(PLAN, folder, report=grid_html)
     there, page = compare_page([folder])
     assert there and "fashion-mlp: methods side by side" in page and "Spectra before and after are left out" not in page
