@@ -26,6 +26,10 @@ class BudgetError(MpvizError, ValueError):
     """A sparsity, weight or mask outside what is possible."""
 
 
+class PatternError(MpvizError, ValueError):
+    """A k:n pattern that does not exist, does not fit a layer, or is not kept."""
+
+
 class RecipeError(MpvizError, ValueError):
     """A recipe with an unknown key or an impossible value."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from mpviz.errors import Cancelled, DataError, ModelError, nearest
 from mpviz.nets.data import Split
+from mpviz.nets.forward import run_checked
 from mpviz.nets.layers import list_layers
 
 IMAGES = 256  # of a split, when nothing else is asked for
 MEMORY = 2**30  # bytes of moments that are held while one pass runs
+_UNFOLDED = 2**26  # bytes of patches that are held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,21 @@ class Moments:
     def norms(self) -> Tensor:
         """Float64["in"]: ‖h_j‖₂ over all h, √(count · E h_j²)."""
         return (self.count * self.gram.diagonal()).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMoments:
+    """The parts of E[h hᵀ] that lie in blocks of inputs, and what each input is by itself.
+
+    columns: Int["blocks m"], the inputs of each block. blocks: Float64["blocks m m"], E[h hᵀ] of these. power:
+    Float64["in"], E h_j². mean_abs: Float64["in"], E |h_j|. count: how many h there were.
+    """
+
+    columns: Tensor
+    blocks: Tensor
+    power: Tensor
+    mean_abs: Tensor
+    count: int
 
 
 def second_moments(
@@ -53,15 +70,84 @@ def second_moments(
     mode and is left as it is, its hooks taken off whatever happens. Raises DataError for the test split, which only
     measures, for no images, and for inputs that are not finite; ModelError for unknown layers; Cancelled.
     """
-    x = _drawn(images, n, seed)
-    if any(module.training for module in model.modules()):
-        raise ModelError(f"{type(model).__name__} is in training mode; call .eval() before calibrating")
-    groups = _groups(_modules(model, layers), memory)
-    found: dict[str, Moments] = {}
-    for done, group in enumerate(groups):
-        tell = None if progress is None else lambda f, done=done: progress((done + f) / len(groups))
-        found |= _one_pass(model, group, x, batch, tell, cancelled)
-    return found
+    modules = _modules(model, layers)
+    sums = {name: _Gram() for name in modules}
+    sizes = {name: 8.0 * math.prod(module.weight.shape[1:]) ** 2 for name, module in modules.items()}
+    _stream(model, _drawn(images, n, seed), modules, sums, sizes, batch, memory, progress, cancelled)
+    return {name: one.result() for name, one in sums.items()}
+
+
+def block_moments(
+    model: nn.Module,
+    images: Tensor | Split,
+    columns: Mapping[str, Tensor],
+    n: int | None = IMAGES,
+    seed: int = 0,
+    batch: int = 32,
+    memory: int = MEMORY,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> dict[str, BlockMoments]:
+    """What `second_moments` gives, of blocks of each layer's inputs only: for small blocks far less work and memory.
+
+    columns: {parameter name: Int["blocks m"]}, the inputs of each block, columns of the unfolded weight. Products are
+    taken in the number type of the network and summed in float64. Other arguments and errors: `second_moments`.
+    """
+    modules = _modules(model, list(columns))
+    sums = {name: _Blocks(columns[name]) for name in modules}
+    sizes = {name: 8.0 * columns[name].numel() * columns[name].shape[1] for name in modules}
+    _stream(model, _drawn(images, n, seed), modules, sums, sizes, batch, memory, progress, cancelled)
+    return {name: one.result() for name, one in sums.items()}
+
+
+class _Gram:
+    """The sum of h hᵀ so far."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        h = rows.double()
+        self.count += len(h)
+        self.total = h.T @ h if self.total is None else self.total.addmm_(h.T, h)
+
+    def finite(self) -> bool:
+        return self.total is None or bool(torch.isfinite(self.total).all())
+
+    def result(self) -> Moments:
+        assert self.total is not None
+        return Moments((self.total / self.count).cpu(), self.count)
+
+
+class _Blocks:
+    """The sums of blocks of h hᵀ, of h² and of |h| so far."""
+
+    def __init__(self, columns: Tensor) -> None:
+        self.columns = columns
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        columns = self.columns.to(rows.device)
+        h = rows[:, columns.reshape(-1)].reshape(len(rows), *columns.shape).permute(1, 2, 0)
+        part = torch.bmm(h, h.transpose(1, 2)).double()
+        power, size = rows.square().sum(dim=0).double(), rows.abs().sum(dim=0).double()
+        self.count += len(rows)
+        if self.total is None:
+            self.total, self.power, self.size = part, power, size
+        else:
+            self.total += part
+            self.power += power
+            self.size += size
+
+    def finite(self) -> bool:
+        return self.total is None or bool(torch.isfinite(self.total).all() and torch.isfinite(self.power).all())
+
+    def result(self) -> BlockMoments:
+        assert self.total is not None
+        blocks, power, size = ((one / self.count).cpu() for one in (self.total, self.power, self.size))
+        return BlockMoments(self.columns.cpu(), blocks, power, size, self.count)
 
 
 def _drawn(images: Tensor | Split, n: int | None, seed: int) -> Tensor:
@@ -88,37 +174,53 @@ def _modules(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Any]:
     return {name: known[name] for name in names}
 
 
-def _groups(modules: dict[str, Any], memory: int) -> list[dict[str, Any]]:
+def _groups(sizes: Mapping[str, float], memory: int) -> list[list[str]]:
     """Layers whose moments fit into memory together, in the order of the network."""
-    groups: list[dict[str, Any]] = []
+    groups: list[list[str]] = []
     left = 0.0
-    for name, module in modules.items():
-        size = 8.0 * math.prod(module.weight.shape[1:]) ** 2
+    for name, size in sizes.items():
         if not groups or size > left:
-            groups.append({})
+            groups.append([])
             left = float(memory)
-        groups[-1][name] = module
+        groups[-1].append(name)
         left -= size
     return groups
+
+
+def _stream(
+    model: nn.Module,
+    images: Tensor,
+    modules: Mapping[str, Any],
+    sums: Mapping[str, _Gram] | Mapping[str, _Blocks],
+    sizes: Mapping[str, float],
+    batch: int,
+    memory: int,
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> None:
+    """Run the model on the images, once a group of layers, and add what enters each layer to its sums."""
+    if any(module.training for module in model.modules()):
+        raise ModelError(f"{type(model).__name__} is in training mode; call .eval() before calibrating")
+    groups = _groups(sizes, memory)
+    for done, group in enumerate(groups):
+        tell = None if progress is None else lambda f, done=done: progress((done + f) / len(groups))
+        _one_pass(model, {name: modules[name] for name in group}, sums, images, batch, tell, cancelled)
 
 
 @torch.no_grad()
 def _one_pass(
     model: nn.Module,
-    modules: dict[str, Any],
+    modules: Mapping[str, Any],
+    sums: Mapping[str, Any],
     images: Tensor,
     batch: int,
     progress: Callable[[float], None] | None,
     cancelled: Callable[[], bool] | None,
-) -> dict[str, Moments]:
-    sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(modules, 0)
-
+) -> None:
     def look(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            h = rows_of(module, inputs[0]).double()
-            counts[name] += len(h)
-            sums[name] = h.T @ h if name not in sums else sums[name].addmm_(h.T, h)
+            for part in inputs[0].split(_images_at_once(module, inputs[0])):
+                sums[name].add(rows_of(module, part))
 
         return hook
 
@@ -128,16 +230,21 @@ def _one_pass(
         for start in _starts(len(images), batch, progress):
             if cancelled is not None and cancelled():
                 raise Cancelled("the calibration was cancelled")
-            model(images[start : start + batch].to(device))
+            run_checked(model, images[start : start + batch].to(device))
     finally:
         for handle in handles:
             handle.remove()
     for name in modules:
-        if name not in sums:
+        if not sums[name].count:
             raise ModelError(f"{name} is not used by its own module, so what enters it cannot be seen")
-        if not torch.isfinite(sums[name]).all():
+        if not sums[name].finite():
             raise DataError(f"NaN or infinite values enter {name}; look at the images and the weights before it")
-    return {name: Moments((sums[name] / counts[name]).cpu(), counts[name]) for name in modules}
+
+
+def _images_at_once(module: Any, x: Tensor) -> int:
+    """How many images of a batch are unfolded at a time."""
+    kernel = math.prod(getattr(module, "kernel_size", (1,)))
+    return max(1, _UNFOLDED // max(1, 4 * kernel * x[0].numel()))
 
 
 def _starts(total: int, batch: int, progress: Callable[[float], None] | None) -> Iterable[int]:

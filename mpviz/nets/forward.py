@@ -67,7 +67,8 @@ def pruned_copy(model: nn.Module, masks: Masks) -> nn.Module:
     return pruned
 
 
-def _run(network: nn.Module, x: Tensor) -> object:
+def run_checked(network: nn.Module, x: Tensor) -> object:
+    """What the network gives for images Float["b c h w"]. Raises ModelError for images that it cannot take."""
     try:
         return network(x)
     except torch.OutOfMemoryError:
@@ -104,7 +105,7 @@ def logits(
         if cancelled is not None and cancelled():
             raise Cancelled("the evaluation was cancelled")
         x = images[start : start + batch].to(device)
-        out = _run(network, x)
+        out = run_checked(network, x)
         if not isinstance(out, Tensor) or out.ndim != 2:
             raise ModelError(f"{type(model).__name__} gives no logits of shape (n, classes); wrap it so that it does")
         parts.append((out if out.dtype == torch.float64 else out.float()).cpu())

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import mpviz as mp
 from mpviz.errors import Cancelled, DataError, ModelError
-from mpviz.nets.calibrate import rows_of, second_moments
+from mpviz.nets.calibrate import block_moments, rows_of, second_moments
+from mpviz.nets.timm_import import import_timm
 
 
 class Tokens(nn.Module):
@@ -33,7 +34,7 @@ def test_rows_times_the_weight_are_the_outputs(mode: str, padding: int | str) ->
 
 
 def test_a_convolution_that_pads_by_itself_is_read_as_it_pads() -> None:
-    same = pytest.importorskip("timm.layers").Conv2dSame
+    same = import_timm().layers.Conv2dSame
     for stride, kernel in ((2, 3), (2, 5), (1, 4)):
         conv, x = same(2, 4, kernel, stride=stride, bias=False), torch.randn(2, 2, 9, 8)
         rows = rows_of(conv, x) @ conv.weight.flatten(1).T
@@ -53,6 +54,27 @@ def test_moments_are_means_over_images_and_tokens_however_they_are_batched() -> 
     small = second_moments(net, x, names, batch=3, memory=1)  # a pass a layer
     for name in names:
         torch.testing.assert_close(small[name].gram, found[name].gram)
+
+
+def test_blocks_are_parts_of_the_whole_however_they_are_batched() -> None:
+    torch.manual_seed(1)
+    net, x = Tokens().eval(), torch.randn(11, 2, 7, 6)
+    columns = {"conv.weight": torch.tensor([[3, 0, 11], [5, 6, 7]]), "fc.weight": torch.tensor([[2, 3], [1, 0]])}
+    whole = second_moments(net, x, list(columns))
+    for one in (block_moments(net, x, columns, batch=4), block_moments(net, x, columns, batch=11, memory=1)):
+        for name, where in columns.items():
+            gram = whole[name].gram
+            torch.testing.assert_close(one[name].blocks, gram[where[:, :, None], where[:, None]], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(one[name].power, gram.diagonal(), rtol=1e-5, atol=1e-6)
+            assert one[name].count == whole[name].count
+    h = rows_of(net.conv, x)
+    found = block_moments(net, x, columns)["conv.weight"].mean_abs
+    torch.testing.assert_close(found, h.abs().mean(0).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_images_that_do_not_fit_are_a_sentence() -> None:
+    with pytest.raises(ModelError, match=r"cannot take images of shape \(3, 7, 6\)"):
+        second_moments(Tokens().eval(), torch.randn(2, 3, 7, 6))
 
 
 def test_the_network_is_as_it_was_even_after_an_error() -> None:
