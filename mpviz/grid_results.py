@@ -193,7 +193,7 @@ def _committed_layers(network: str, cells: list[dict[str, Any]]) -> pd.DataFrame
     infos = {one.name: one for one in infos_of(open_weights(load_model(network)).matrices)} if cells else {}
     return pd.DataFrame(
         [
-            {"method": cell["method"], "seed": cell["seed"], "sparsity": cell["sparsity"], "layer": layer,
+            {"method": cell["method"], "seed": cell.get("seed", 0), "sparsity": cell["sparsity"], "layer": layer,
              "role": infos[layer].role, "params": infos[layer].params, "removed": removed,
              "restored": cell.get("restored_layers", {}).get(layer, 0)}
             for cell in cells for layer, removed in cell["layers"].items()

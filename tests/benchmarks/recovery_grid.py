@@ -7,7 +7,8 @@ epochs at each, of which SER spends the first one on selection (0.2 of one in th
 tells why they are so), so that all arms train on the same number of images. Seeds set the order of the images, their
 shifts and flips. The learning rate of each network is the one that magnitude does best with (9 000 images to train,
 1 000 others to compare); all arms share it. Finished stages are kept in the folder, so a run goes on where it stopped.
-The test images only measure. `--collect` writes data/benchmarks/recovery-grid.json from all stages in the folder.
+The test images only measure. `--collect` puts all stages in the folder into data/benchmarks/recovery-grid.json, beside
+those that the record holds already: a cell of the folder takes the place of the same cell of the record.
 """
 
 from __future__ import annotations
@@ -60,9 +61,13 @@ def whole_train() -> Split:
 
 
 def tune(name: str, folder: Path) -> float:
-    """The learning rate with the least cross-entropy on the images set aside, magnitude at 80 %, two epochs."""
-    kept = folder / name / "rates.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
+    """The learning rate with the least cross-entropy on the images set aside, magnitude at 80 %, two epochs.
+
+    Rates that the folder or the record knows are not tried again.
+    """
+    kept, known = folder / name / "rates.json", record.FOLDER / f"{NAME}.json"
+    found = json.loads(known.read_text())["rates"].get(name, {}) if known.exists() else {}
+    found |= json.loads(kept.read_text()) if kept.exists() else {}
     missing = [rate for rate in RATES[name] if str(rate) not in found]
     if missing:
         splits, model = mp.load_data("fashion-mnist", folder="bundled"), mp.load_model(name)
@@ -105,15 +110,21 @@ def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
 
 
 def spectra(folder: Path, name: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Singular values of the four layers that lost most at the last sparsity, dense and after each arm's first seed."""
+    """Singular values of the four layers that lost most at the last sparsity, dense and after each arm's first seed.
+
+    Empty where the folder lacks a checkpoint of these arms: spectra are compared within one run only.
+    """
     last = [cell for cell in cells if (cell["network"], cell["seed"], cell["sparsity"]) == (name, 0, TARGETS[-1])]
+    stages = {c["method"]: folder / name / c["method"].replace(", ", "-") / f"0/stage-{TARGETS[-1]:.4f}.safetensors"
+              for c in last}  # fmt: skip
+    if not all(stage.exists() for stage in stages.values()):
+        return []
     lost: dict[str, int] = {}
     for cell in last:
         for layer, count in cell["layers"].items():
             lost[layer] = lost.get(layer, 0) + count
     dense = mp.load_model(name)
-    stage = f"0/stage-{TARGETS[-1]:.4f}.safetensors"
-    pruned = [(c["method"], mp.load(folder / name / c["method"].replace(", ", "-") / stage, dense).model) for c in last]
+    pruned = [(method, mp.load(stage, dense).model) for method, stage in stages.items()]
     rows = method_spectra([("dense", dense), *pruned], sorted(lost, key=lambda layer: -lost[layer])[:4], TARGETS[-1])
     rows["values"] = [[float(f"{value:.4g}") for value in values] for values in rows["values"]]
     return json.loads(rows.to_json(orient="records"))
@@ -131,7 +142,11 @@ def with_restored(path: Path) -> dict[str, Any]:
 
 def collect(folder: Path) -> None:
     """Write the record of all cells there are: each of them, and mean and spread over the seeds."""
-    cells = [with_restored(path) for path in sorted(folder.glob("*/*/*/cell-*.json"))]
+    kept = record.FOLDER / f"{NAME}.json"
+    before = json.loads(kept.read_text()) if kept.exists() else {"cells": [], "rates": {}, "spectra": {}}
+    found = before["cells"] + [with_restored(path) for path in sorted(folder.glob("*/*/*/cell-*.json"))]
+    cells = list({(c["network"], c["method"], c["seed"], c["sparsity"]): c for c in found}.values())
+    cells.sort(key=lambda c: (c["network"], c["method"], c["seed"], c["sparsity"]))
     groups: dict[tuple[str, str, float], list[float]] = {}
     for cell in cells:
         groups.setdefault((cell["network"], cell["method"], cell["sparsity"]), []).append(cell["accuracy"])
@@ -140,9 +155,10 @@ def collect(folder: Path) -> None:
          "spread": statistics.stdev(a) if len(a) > 1 else None}
         for (n, m, s), a in groups.items()
     ]  # fmt: skip
-    rates = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/rates.json")}
+    rates = before["rates"] | {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/rates.json")}
     results: dict[str, Any] = {"batch": BATCH, "optimizer": "adamw", "rates": rates, "means": means, "cells": cells}
-    results["spectra"] = {name: spectra(folder, name, cells) for name in dict.fromkeys(c["network"] for c in cells)}
+    new = {name: spectra(folder, name, cells) for name in dict.fromkeys(c["network"] for c in cells)}
+    results["spectra"] = before["spectra"] | {name: rows for name, rows in new.items() if rows}
     record.write(NAME, "python tests/benchmarks/recovery_grid.py && … --collect", results)
 
 
