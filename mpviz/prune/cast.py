@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -24,6 +24,7 @@ from mpviz.prune.pattern import Layout, check_legal, layout
 from mpviz.prune.permute import RULES, Order
 
 PRIORS = ("text", "code")
+CRITERIA = ("cast", "wanda", "magnitude")
 _JUDGED = 100  # patterns up to which orders are compared by the search that is asked for, else by swaps
 Tell = Callable[[float, str], None]
 _NO_ORDER = Order("none", torch.empty(0, dtype=torch.int64), 1.0)
@@ -63,28 +64,13 @@ class Projected:
 
 
 def project(
-    model: nn.Module,
-    pattern: str | KN = "2:4",
-    calibration: Tensor | Split | None = None,
-    source: str | nn.Module = "dense",
-    source_masks: Mapping[str, Tensor] | None = None,
-    permute: str = "none",
-    alpha_ser: float = 0.0,
-    free_restoration: bool = True,
-    conv: str = "flattened",
-    tome: Schedule = 0,
-    layers: Sequence[str] | str | None = None,
-    *,
-    foldable: bool = False,
-    prior: str = "text",
-    method: str = "auto",
-    images: int | None = IMAGES,
-    seed: int = 0,
-    memory: int = MEMORY,
-    threads: int | None = None,
-    progress: Tell | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> Projected:
+    model: nn.Module, pattern: str | KN = "2:4", calibration: Tensor | Split | None = None,
+    source: str | nn.Module = "dense", source_masks: Mapping[str, Tensor] | None = None, permute: str = "none",
+    alpha_ser: float = 0.0, free_restoration: bool = True, conv: str = "flattened", tome: Schedule = 0,
+    layers: Sequence[str] | str | None = None, *, criterion: str = "cast", foldable: bool = False, prior: str = "text",
+    method: str = "auto", images: int | None = IMAGES, seed: int = 0, memory: int = MEMORY, threads: int | None = None,
+    progress: Tell | None = None, cancelled: Callable[[], bool] | None = None,
+) -> Projected:  # fmt: skip
     """Choose, for each row and group of n inputs, the k entries whose removal changes the layer's outputs least.
 
     The cost of removing r is rᵀ C r, C the covariance E[h hᵀ] of the group's inputs over `calibration` (images
@@ -99,13 +85,28 @@ def project(
     `fold_permutations` can put into the layers before: of whole channels, values within heads, one order for all who
     read the same channels; layers without such a rule keep theirs. conv: "flattened" or "native" (see `layout`).
     layers: parameter names; None takes all prunable ones, "fitting" those whose width n divides. method: of `search`.
+    criterion: "cast"; as baselines "wanda", which takes C for diagonal (|w|·‖h‖₂), and "magnitude", |w| alone; the
+    table's cost is that of the whole C for all three.
 
     The model is left as it is. Source: arXiv:2606.02608, which samples the patterns of 8:16.
     Raises PatternError for a pattern or width that do not fit, with all such layers; DataError for calibration that is
     missing, empty, of the test split or not finite; ModelError for images or merges that do not fit; BudgetError for
     source masks that do not fit; Cancelled.
     """
-    plan = _Plan(KN.parse(pattern), conv, permute, foldable, prior, alpha_ser, method, seed, memory, threads, cancelled)
+    plan = _Plan(
+        KN.parse(pattern),
+        conv,
+        permute,
+        foldable,
+        criterion,
+        prior,
+        alpha_ser,
+        method,
+        seed,
+        memory,
+        threads,
+        cancelled,
+    )
     infos, left_out = chosen_layers(model, plan.pattern, conv, layers)
     if calibration is None:
         raise DataError("projection looks at the inputs of each layer; give calibration=data.calibration, or images")
@@ -131,6 +132,7 @@ class _Plan:
     conv: str
     permute: str
     foldable: bool
+    criterion: str
     prior: str
     alpha: float
     method: str
@@ -140,7 +142,9 @@ class _Plan:
     cancelled: Callable[[], bool] | None
 
     def __post_init__(self) -> None:
-        for what, name, known in (("permutation", self.permute, (*RULES, BEST)), ("prior", self.prior, PRIORS)):
+        named = (("permutation", self.permute, (*RULES, BEST)), ("prior", self.prior, PRIORS),
+                 ("criterion", self.criterion, CRITERIA))  # fmt: skip
+        for what, name, known in named:
             if name not in known:
                 raise PatternError(f"unknown {what} '{name}'; {nearest(str(name), known)}")
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
@@ -148,8 +152,8 @@ class _Plan:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome beside networks and images, for `Projected.settings`."""
-        return {"permute": self.permute, "foldable": self.foldable, "alpha_ser": self.alpha, "prior": self.prior,
-                "method": self.method, "seed": self.seed}  # fmt: skip
+        return {"criterion": self.criterion, "permute": self.permute, "foldable": self.foldable, "prior": self.prior,
+                "alpha_ser": self.alpha, "method": self.method, "seed": self.seed}  # fmt: skip
 
 
 class _Told:
@@ -227,14 +231,23 @@ class _Job:
             for name in choice.readers if len(costs) > 1 else ():
                 for i, (where, blocks) in enumerate(zip(layouts[name], _each(found[name], len(costs)), strict=True)):
                     cells = where.cells(self.values[name])
-                    costs[i] += float(self._search(cells, blocks.to(cells.device), None, method).cost.sum())
+                    costs[i] += float(self._search(cells, blocks, None, method).cost.sum())
             best = costs.index(min(costs))
             chosen |= {name: (best, choice.candidates[best][name]) for name in choice.readers}
         return chosen
 
     def _search(self, cells: Tensor, blocks: Tensor, penalty: Tensor | None, method: str) -> Found:
-        plan = self.plan
-        return search(cells, blocks, plan.pattern, penalty, method, plan.memory, plan.threads, plan.cancelled)
+        """The masks by the criterion, and what they cost under the whole covariance."""
+        plan, seen = self.plan, blocks.to(cells.device)
+        if plan.criterion == "wanda":
+            seen = torch.diag_embed(seen.diagonal(dim1=1, dim2=2))
+        elif plan.criterion == "magnitude":
+            seen = torch.eye(plan.pattern.n, dtype=seen.dtype, device=seen.device).expand_as(seen)
+        found = search(cells, seen, plan.pattern, penalty, method, plan.memory, plan.threads, plan.cancelled)
+        if plan.criterion == "cast":
+            return found
+        gone = (cells * ~found.masks).double()
+        return replace(found, cost=(torch.einsum("rga,gab->rgb", gone, blocks.to(gone)) * gone).sum(dim=2))
 
     def _choose(
         self, name: str, where: Layout, moments: BlockMoments, at: int, candidates: int

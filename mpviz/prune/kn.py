@@ -20,10 +20,12 @@ from torch import Tensor
 
 from mpviz.errors import Cancelled, PatternError, nearest
 from mpviz.nets.kn_pattern import KN
+from mpviz.prune.kn_cuda import cupy_or_none, search_on_gpu
 from mpviz.prune.kn_local import local_search, removal_cost, smallest_diagonal, swapped
 
 MEMORY = 512 * 2**20  # bytes of work space
 METHODS = ("exact", "local")
+ENGINES = ("auto", "torch", "cupy")
 EXACT = 16  # inputs of a group up to which "auto" is exact
 _ENUMERATE = 1000  # patterns up to which all are scored at once
 _CELLS = 256  # of a chunk on a CPU: its tables stay in the cache
@@ -52,13 +54,15 @@ def search(
     memory: int = MEMORY,
     threads: int | None = None,
     cancelled: Callable[[], bool] | None = None,
+    engine: str = "auto",
 ) -> Found:
     """The pattern of least cost for each cell.
 
     values: Float["rows groups n"]. covariance: Float["groups n n"], E[h hᵀ] of each group's inputs. penalty:
     Float["rows groups n"], what removing an entry costs beside. method: "exact" scores every pattern or proves that it
     cannot be best; "local" swaps entries until nothing gets better, from three starts: a preview; "auto" is exact up
-    to n = 16. memory: bytes of work space. threads: torch's own number when None. Runs where `values` are.
+    to n = 16. memory: bytes of work space. threads: torch's own number when None. Runs where `values` are; engine: on a
+    GPU "cupy" walks all patterns in one kernel, "torch" takes the CPU's way, "auto" the first where cupy is installed.
     Cells whose patterns cost the same keep their larger values, then their earlier inputs.
     Raises PatternError for shapes that do not fit or numbers that are not finite, Cancelled.
     """
@@ -68,6 +72,10 @@ def search(
     moment = covariance.to(device, torch.float64)
     power = moment.diagonal(dim1=1, dim2=2).mean()
     moment = moment + _TIE * power * torch.eye(n, dtype=torch.float64, device=device)
+    if chosen == "exact" and _walks(engine, device):
+        gone = search_on_gpu(values, moment, penalty, pattern)
+        u = (gone * values).double()
+        return Found(~gone, (torch.einsum("rga,gab->rgb", u, moment) * u).sum(dim=2), True)
     solve = _solver(pattern, chosen)
     masks = torch.empty(groups, rows, n, dtype=torch.bool, device=device)
     cost = torch.empty(groups, rows, dtype=torch.float64, device=device)
@@ -108,6 +116,16 @@ def _checked(values: Tensor, covariance: Tensor, pattern: KN, penalty: Tensor | 
         if numbers is not None and not torch.isfinite(numbers).all():
             raise PatternError(f"the {what} hold NaN or infinite numbers; look at the weights and the calibration")
     return method if method != "auto" else "exact" if n <= EXACT else "local"
+
+
+def _walks(engine: str, device: torch.device) -> bool:
+    """Whether the kernel searches. Raises PatternError when it is asked for and cannot."""
+    if engine not in ENGINES:
+        raise PatternError(f"unknown engine '{engine}'; {nearest(str(engine), ENGINES)}")
+    there = device.type == "cuda" and cupy_or_none() is not None
+    if engine == "cupy" and not there:
+        raise PatternError("engine 'cupy' needs tensors on a GPU and cupy (mpviz[gpu]); leave it at 'auto'")
+    return there and engine != "torch"
 
 
 _Solve = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -156,7 +174,7 @@ def _chunk(pattern: KN, method: str, memory: int, device: torch.device) -> int:
     if method == "exact" and pattern.count <= _ENUMERATE:
         numbers, cache = n * (n + 1) + 2 * pattern.count, max(_CELLS, 2**18 // pattern.count)
     elif method == "exact":
-        numbers += 3 * 2 ** (n // 2) * n + pattern.count
+        numbers += 3 * 2 ** (n // 2) * n
     cells = max(1, memory // (8 * numbers))
     return cells if device.type == "cuda" else min(cells, cache)
 

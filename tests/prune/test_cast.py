@@ -209,6 +209,30 @@ def test_orders_of_channels_and_of_columns_are_each_others_inverse() -> None:
     assert channel_order(columns.roll(1), shape, "flattened") is None
 
 
+def test_the_baselines_keep_the_largest_scores_and_are_billed_alike(small: tuple[Small, Tensor]) -> None:
+    net, x = small
+    grams = second_moments(net, x)
+    costs = {}
+    for criterion in ("cast", "wanda", "magnitude"):
+        found = project(net, "2:4", x, criterion=criterion)
+        costs[criterion] = found.cost["cost"]
+        for name, mask in found.masks.items():
+            weight, gram = weight_of(net, name).flatten(1).double(), grams[name].gram
+            where = layout(name, tuple(mask.shape), KN(2, 4))
+            gone = where.cells(weight.reshape(mask.shape) * ~mask)
+            cost = float(torch.einsum("rga,gab,rgb->", gone, where.blocks(gram), gone))
+            assert found.cost.loc[name, "cost"] == pytest.approx(cost, rel=1e-4)
+            if criterion == "cast":
+                continue
+            score = weight.abs() if criterion == "magnitude" else weight.abs() * gram.diagonal().sqrt()
+            cells, kept = where.cells(score.reshape(mask.shape)), where.cells(mask)
+            least = cells.masked_fill(~kept, torch.inf).amin(dim=2)
+            most = cells.masked_fill(kept, 0).amax(dim=2)
+            assert bool((least >= most).all())
+    assert bool((costs["cast"] <= costs["wanda"] * (1 + 1e-9)).all())
+    assert costs["wanda"].sum() < costs["magnitude"].sum()
+
+
 def test_the_model_is_as_it_was_and_the_seed_decides(small: tuple[Small, Tensor]) -> None:
     net, x = small
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -235,6 +259,7 @@ def test_what_is_refused(small: tuple[Small, Tensor]) -> None:
     refused(PatternError, "head.weight cannot be projected: the head", net, "2:4", x, layers=["head"])
     refused(PatternError, "did you mean 'hungarian'", net, "2:4", x, permute="hungary")
     refused(PatternError, "did you mean 'text'", net, "2:4", x, prior="texts")
+    refused(PatternError, "did you mean 'wanda'", net, "2:4", x, criterion="wand")
     refused(PatternError, "alpha_ser is a strength", net, "2:4", x, alpha_ser=-1.0)
     refused(PatternError, "did you mean 'native'", net, "2:4", x, conv="natives")
     refused(DataError, "give calibration=", net, "2:4")

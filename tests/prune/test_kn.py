@@ -145,6 +145,10 @@ def test_what_is_refused() -> None:
         search(values, covariance, pattern, penalty[:1])
     with pytest.raises(PatternError, match="did you mean 'exact'"):
         search(values, covariance, pattern, method="exakt")
+    with pytest.raises(PatternError, match="engine 'cupy' needs tensors on a GPU"):
+        search(values, covariance, pattern, engine="cupy")
+    with pytest.raises(PatternError, match="did you mean 'torch'"):
+        search(values, covariance, pattern, engine="torche")
     with pytest.raises(Cancelled):
         search(values, covariance, pattern, cancelled=lambda: True)
     for text in ("3:2", "0:4", "2-4", "two:4", "8:64", ""):
