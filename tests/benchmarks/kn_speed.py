@@ -95,13 +95,13 @@ def layer(path: str, text: str, how: str) -> dict[str, Any]:
 
 def network(name: str, text: str, images: int, size: int) -> dict[str, Any]:
     import mpviz as mp
-    from mpviz.prune import cast
+    from mpviz.prune import cast, cast_job
 
     model = mp.load_model(name, pretrained=False)
     torch.manual_seed(0)
     x = torch.randn(images, 3, size, size)
     searching = [0.0]
-    search = cast.search
+    search = cast_job.search
 
     def timed(*arguments: Any) -> Any:
         start = time.process_time()
@@ -109,7 +109,7 @@ def network(name: str, text: str, images: int, size: int) -> dict[str, Any]:
         searching[0] += time.process_time() - start
         return found
 
-    cast.search = timed
+    cast_job.search = timed
     found, spent, memory = watched(lambda: cast.project(model, text, x, threads=1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {

@@ -15,7 +15,8 @@ from mpviz.nets.calibrate import second_moments
 from mpviz.nets.kn_pattern import KN
 from mpviz.nets.layers import weight_of
 from mpviz.nets.tome import merged_tokens, schedule_of
-from mpviz.prune.cast import Projected, pattern_unit, project
+from mpviz.prune.cast import Projected, project
+from mpviz.prune.cast_job import pattern_unit
 from mpviz.prune.fold import channel_order, column_order, fold_permutations
 from mpviz.prune.pattern import check_legal, layout
 
@@ -231,6 +232,34 @@ def test_the_baselines_keep_the_largest_scores_and_are_billed_alike(small: tuple
             assert bool((least >= most).all())
     assert bool((costs["cast"] <= costs["wanda"] * (1 + 1e-9)).all())
     assert costs["wanda"].sum() < costs["magnitude"].sum()
+
+
+@pytest.mark.parametrize("text", ["2:4", "4:8"])
+def test_repaired_values_are_the_least_squares_of_each_group(small: tuple[Small, Tensor], text: str) -> None:
+    net, x = small
+    pattern = KN.parse(text)
+    plain, found = project(net, text, x), project(net, text, x, repair=True)
+    grams = second_moments(net, x)
+    for name, mask in found.masks.items():
+        assert torch.equal(mask, plain.masks[name])
+        where = layout(name, tuple(mask.shape), pattern)
+        old, new = where.cells(weight_of(net, name)).double(), where.cells(weight_of(found.model, name)).double()
+        kept, blocks = where.cells(mask), where.blocks(grams[name].gram)
+        left = 0.0
+        for row in range(len(old)):
+            for group in range(old.shape[1]):
+                k, c = kept[row, group], blocks[group]
+                c = c + 1e-3 * c.diagonal().mean() * torch.eye(pattern.n, dtype=torch.float64)
+                if float(c.diagonal().mean()) == 0:
+                    continue
+                best = old[row, group][k] + torch.linalg.solve(c[k][:, k], c[k][:, ~k] @ old[row, group][~k])
+                torch.testing.assert_close(new[row, group][k], best, rtol=1e-4, atol=1e-5)
+                assert not bool(new[row, group][~k].any())
+                r = old[row, group] - new[row, group]
+                left += float(r @ blocks[group] @ r)
+        assert found.cost.loc[name, "left"] == pytest.approx(left, rel=1e-3)
+        assert found.cost.loc[name, "left"] < found.cost.loc[name, "cost"] == plain.cost.loc[name, "left"]
+    found.check(found.model)
 
 
 def test_the_model_is_as_it_was_and_the_seed_decides(small: tuple[Small, Tensor]) -> None:
