@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from mpviz.pipeline import run
     from mpviz.prune.allocate import allocate
     from mpviz.prune.masks import apply_masks, magnitude_masks
-    from mpviz.prune.methods import prune_model
     from mpviz.rmt.fit import fit_bulk
     from mpviz.rmt.law import MarchenkoPastur
+    from mpviz.train.any_method import prune_model
     from mpviz.train.distill import distill
     from mpviz.workbench.state import Workbench
 
@@ -74,7 +74,7 @@ _HOMES = {
     "magnitude_masks": "mpviz.prune.masks",
     "apply_masks": "mpviz.prune.masks",
     "second_moments": "mpviz.nets.calibrate",
-    "prune_model": "mpviz.prune.methods",
+    "prune_model": "mpviz.train.any_method",
     "certify": "mpviz.certificates.certify",
     "distill": "mpviz.train.distill",
     "save": "mpviz.nets.store",

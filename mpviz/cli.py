@@ -184,26 +184,26 @@ def _count(words: str) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run a recipe, write its folder and print before and after."""
-    from mpviz.pipeline import check_folder, write_run
     from mpviz.pipeline import run as run_recipe
     from mpviz.recipe import Recipe, read_recipe, with_settings
-    from mpviz.ui.report import comparison_rows, report_html
+    from mpviz.ui.report import comparison_head, comparison_rows, report_html
 
     given = arguments.recipe
     recipe = with_settings(Recipe() if given is None else read_recipe(given), arguments.settings)
     folder = arguments.out or (Path("mpviz-run") if given is None else given.with_name(f"{given.stem}-run"))
-    check_folder(folder)
     if recipe.grid.methods:
         _run_grid(recipe, folder, arguments.theme)
         return
     line = ProgressLine()
     try:
-        result = run_recipe(recipe, progress=line.show, curve_samples=arguments.curve)
-        # with the others in one step: either the whole folder is there, or none of it
-        write_run(result, folder, {"report.html": report_html(result, theme=arguments.theme)})
+        result = run_recipe(
+            recipe, folder, progress=line.show, curve_samples=arguments.curve,
+            report=partial(report_html, theme=arguments.theme),
+        )  # fmt: skip
     finally:
         line.clear()
-    print(columns(("", "dense", "pruned", "change", "known as"), comparison_rows(result.comparison), left=(0, 4)))
+    head = comparison_head(result.comparison)
+    print(columns(head, comparison_rows(result.comparison), left=(0, len(head) - 1)))
     print(f"\n{folder / 'report.html'}\n{folder / 'pruned.safetensors'}")
 
 
@@ -273,16 +273,16 @@ def _add_report(commands: Any) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the report of a run that was made earlier."""
-    from mpviz.pipeline import read_run
+    """Write the report of a run that was made earlier, or of a grid as far as it has come."""
+    from mpviz.files import write_text
+    from mpviz.grid_results import read_grid
+    from mpviz.recipe import read_recipe
+    from mpviz.run_results import read_run
+    from mpviz.ui.grid_page import grid_html
     from mpviz.ui.report import write_report
 
     out = arguments.out or arguments.folder / "report.html"
-    if (arguments.folder / "grid.json").exists():
-        from mpviz.files import write_text
-        from mpviz.grid_results import read_grid
-        from mpviz.ui.grid_page import grid_html
-
+    if read_recipe(arguments.folder / "recipe.toml").grid.methods:
         write_text(out, grid_html(read_grid(arguments.folder), arguments.theme))
         print(out)
         return

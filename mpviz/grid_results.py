@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from mpviz.nets.spectra import layer_spectra
 from mpviz.nets.store import load
 from mpviz.nets.weights import open_weights
 from mpviz.nets.zoo import load_model
-from mpviz.pipeline import dense_model
 from mpviz.recipe import Recipe, read_recipe
+from mpviz.recipe_parts import dense_model
 
 COMMITTED = {"recovery-grid": "with recovery", "methods": "without training"}
 PHASES = {"recovery-grid": "recovered", "methods": "pruned"}
@@ -36,6 +36,8 @@ PHASES = {"recovery-grid": "recovered", "methods": "pruned"}
 class GridResult:
     """metrics: one row a cell and phase ("pruned", "recovered"), all measured; layers: one row a cell and layer.
 
+    log: what each step decided, one row a cell or step and layer: method, seed, target (the sparsity at its end), step,
+    layer, removed, sparsity (of the layer) and what the method went by; empty where it was not recorded.
     spectra: those of `spectra_after` where they were measured with the grid, None where its checkpoints can tell.
     """
 
@@ -45,10 +47,15 @@ class GridResult:
     environment: Mapping[str, Any]
     folder: Path
     spectra: pd.DataFrame | None = None
+    log: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def measured_change(dense: Tensor, pruned: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """A cell's numbers from logits Float["b k"] of both networks: all measured, coverage as in `mp.certify`."""
+    """A cell's numbers from logits Float["b k"] of both networks: all measured, coverage as in `mp.certify`.
+
+    budget: 2·mean‖Δz‖∞, the least that any data-path budget B_T can be, whatever its constants. cross_entropy_change:
+    of the pruned network over the dense one, nats.
+    """
     cert = compare_logits(dense, pruned, labels, split)
     return {
         "accuracy": cert.accuracy,
@@ -73,20 +80,23 @@ def read_grid(
     files = sorted(folder.glob("cells/*/*/cell-*.json"))
     if not files:
         raise CheckpointError(f"{folder} holds no finished cells of a grid; run a recipe with grid.methods into it")
-    metrics: list[dict[str, Any]] = []
-    layers: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {"metrics": [], "layers": [], "log": []}
     for path in files:
         try:
             cell = json.loads(path.read_text(encoding="utf-8"))
-            metrics.extend(cell["metrics"])
-            layers.extend(cell["layers"])
+            for name, known in rows.items():
+                known.extend(cell[name])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); delete it and run the recipe again") from error
     if environment is None:
         place = folder / "environment.json"
-        environment = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+        try:
+            environment = dict(json.loads(place.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{place} is missing or damaged ({error}); run the recipe again") from error
+    metrics, layers, log = (pd.DataFrame(known) for known in rows.values())
     recipe = recipe or read_recipe(folder / "recipe.toml")
-    return GridResult(recipe, pd.DataFrame(metrics), pd.DataFrame(layers), environment, folder)
+    return GridResult(recipe, metrics, layers, environment, folder, log=log)
 
 
 def environment() -> dict[str, Any]:
@@ -109,13 +119,14 @@ def spectra_after(
     sparsity: None takes the largest that most methods reached. layers: how many. seed: None takes the first of each
     method. Rows are those of `method_spectra`. They are measured on the checkpoints of the cells, which must still be
     there; a committed grid brings those that were measured with it, and the other arguments do not matter then.
-    Raises DataError for a sparsity or seed that no method has, CheckpointError for a checkpoint that cannot be read.
+    Raises DataError for a sparsity or seed that no method has, or a grid without checkpoints; CheckpointError for a
+    checkpoint that cannot be read.
     """
     if result.spectra is not None:
         return result.spectra
     cells = result.layers
-    if cells.empty:
-        raise DataError("this grid has no record of its layers, so no spectra go with it")
+    if not (result.folder / "cells").is_dir():
+        raise DataError("this grid comes without its checkpoints, so no spectra go with it")
     known = cells.groupby("sparsity")["method"].nunique()
     at = float(known[known == known.max()].index.max()) if sparsity is None else sparsity
     cells = cells[(cells["sparsity"] - at).abs() < 1e-9]

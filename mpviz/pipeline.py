@@ -1,9 +1,10 @@
-"""Running a plan from end to end: analyse → allocate → prune → certify → evaluate → save."""
+"""Running a plan from end to end: analyse → allocate → prune → certify → recover → save."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,45 +16,26 @@ from torch import Tensor, nn
 
 from mpviz.certificates.bounds import Options
 from mpviz.certificates.certify import TIERS, Slider, tier_results
-from mpviz.certificates.margins import Certificate, compare_logits
+from mpviz.certificates.margins import Certificate, TierResult, compare_logits
 from mpviz.certificates.preview import POSITIONS, coverage_curve
-from mpviz.certificates.summary import compare_models, read_tiers, results_of
-from mpviz.errors import BudgetError, Cancelled, CheckpointError, RecipeError, nearest
-from mpviz.files import Writer, write_together
+from mpviz.certificates.summary import compare_models, with_recovered
+from mpviz.errors import BudgetError, Cancelled, CheckpointError, ModelError, RecipeError, nearest
+from mpviz.grid_results import environment, measured_change
 from mpviz.nets.data import Split, load_data
 from mpviz.nets.forward import logits, pruned_copy
-from mpviz.nets.spectra import LayerSpectrum, layer_spectra, table_of
-from mpviz.nets.store import load, save
-from mpviz.nets.zoo import load_model
+from mpviz.nets.spectra import layer_spectra, table_of
 from mpviz.prune.allocate import allocate
 from mpviz.prune.masks import Ranking
 from mpviz.recipe import BudgetPlan, Recipe, checked, read_recipe
+from mpviz.recipe_parts import dense_model, recovery_options
+from mpviz.run_results import Recovered, RunResult, check_folder, write_run
+from mpviz.train.distill import distill
 
 Progress = Callable[[float, str], None]
 Stop = Callable[[], bool]
 WIDTH = 0.01  # of the stretch of the slider that a run asks bounds for
 LAST = 0.999
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """All that a run found. table: of `analyze`. budgets: one row a prunable layer. comparison: before and after.
-
-    curve: columns sparsity, coverage, unchanged, accuracy, tier and samples along the slider's positions, None when
-    it was not asked for. checkpoint: the file of the pruned model, None when nothing was written.
-    """
-
-    recipe: Recipe
-    spectra: dict[str, LayerSpectrum]
-    table: pd.DataFrame
-    budgets: pd.DataFrame
-    masks: dict[str, Tensor]
-    pruned: nn.Module
-    certificate: Certificate
-    comparison: pd.DataFrame
-    curve: pd.DataFrame | None = None
-    checkpoint: Path | None = None
-    folder: Path | None = None
+AFTER_TRAINING = ("population", "path", "ball")  # tiers that do not speak of masks on the dense weights
 
 
 def plan_weights(table: pd.DataFrame, plan: BudgetPlan) -> pd.Series:
@@ -92,35 +74,58 @@ def slider_of(ranking: Ranking, table: pd.DataFrame, plan: BudgetPlan, width: fl
     return Slider(lambda s: ranking.masks(ranking.counts(s, weights)), min(plan.sparsity, stop), stop)
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the samples say of a network. numbers: those of `measured_change`."""
+
+    certificate: Certificate
+    numbers: Mapping[str, Any]
+
+
+class Samples:
+    """Samples of a split and the dense network's answers, to measure other networks against."""
+
+    def __init__(
+        self, dense: nn.Module, split: Split, count: int | None = None, seed: int = 0,
+        progress: Callable[[float], None] | None = None, cancelled: Stop | None = None,
+    ) -> None:  # fmt: skip
+        self.images, self.labels = split.sample(count, seed)
+        self.indices, self.split, self.cancelled = split.indices(count, seed), split.name, cancelled
+        self.dense = logits(dense, self.images, progress=progress, cancelled=cancelled)
+
+    def measure(self, network: nn.Module, progress: Callable[[float], None] | None = None) -> Measured:
+        """The measured certificate of a network and its numbers. Raises DataError for logits that are not finite."""
+        after = logits(network, self.images, progress=progress, cancelled=self.cancelled)
+        cert = compare_logits(self.dense, after, self.labels, self.split, self.indices)
+        return Measured(cert, measured_change(self.dense, after, self.labels, self.split))
+
+
 def prune_and_certify(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     split: Split,
-    samples: int | None = None,
-    seed: int = 0,
-    dense: Tensor | None = None,
     progress: Progress | None = None,
     cancelled: Stop | None = None,
-) -> tuple[nn.Module, Certificate, Tensor]:
-    """The pruned copy, its measured certificate on `split`, and the dense logits (given again, they save a forward)."""
-
-    def part(start: float, end: float, what: str) -> Callable[[float], None]:
-        def report(fraction: float) -> None:
-            if progress is not None:
-                progress(start + (end - start) * fraction, what)
-
-        return report
-
-    images, labels = split.sample(samples, seed)
+) -> tuple[nn.Module, Certificate]:
+    """The pruned copy and its measured certificate on all of `split`."""
     pruned = pruned_copy(model, masks)
-    if dense is None:
-        dense = logits(model, images, progress=part(0.0, 0.5, "dense network"), cancelled=cancelled)
-        start = 0.5
-    else:
-        start = 0.0
-    after = logits(pruned, images, progress=part(start, 1.0, "pruned network"), cancelled=cancelled)
-    cert = compare_logits(dense, after, labels, split.name, split.indices(samples, seed))
-    return pruned, cert, dense
+    samples = Samples(model, split, progress=_named(progress, 0.0, 0.5, "dense network"), cancelled=cancelled)
+    return pruned, samples.measure(pruned, _named(progress, 0.5, 1.0, "pruned network")).certificate
+
+
+def _between(progress: Progress | None, start: float, end: float) -> Progress:
+    """The part of a progress from `start` to `end`, told as 0 … 1."""
+
+    def tell(fraction: float, words: str) -> None:
+        if progress is not None:
+            progress(start + (end - start) * fraction, words)
+
+    return tell
+
+
+def _named(progress: Progress | None, start: float, end: float, words: str) -> Callable[[float], None]:
+    part = _between(progress, start, end)
+    return lambda fraction: part(fraction, words)
 
 
 def measure_curve(
@@ -161,74 +166,122 @@ def run(
     progress: Progress | None = None,
     cancelled: Stop | None = None,
     curve_samples: int = 0,
+    report: Callable[[RunResult], str] | None = None,
 ) -> RunResult:
     """Run a recipe headless; with `out`, write recipe.toml, the CSV tables, pruned.safetensors and results.json there.
 
-    Masks come from the weights alone; the chosen split is read only afterwards, to measure. The files appear together
-    when the run is complete. curve_samples: measure the coverage curve too, on so many images of the split.
-    Raises RecipeError, ModelError, DataError, BudgetError or CheckpointError, each naming what is wrong, and
-    Cancelled when asked to stop.
+    Masks come from the weights alone; the chosen split is read only afterwards, to measure. With ``recover.epochs`` the
+    pruned network is then trained on the training split, the dense one its teacher, and measured again; the checkpoint
+    holds the last network. The files appear together when the run is complete; before that `out` holds the checkpoints
+    of an unfinished training alone, from which a call with the same recipe goes on. curve_samples: measure the coverage
+    curve too, on so many images of the split. report: makes report.html of the result.
+    Raises RecipeError, ModelError, DataError, BudgetError, TrainingError or CheckpointError, each naming what is wrong,
+    and Cancelled when asked to stop.
     """
     recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
-    if out is not None:
-        check_folder(out)
+    folder = None if out is None else check_folder(out)
+    if folder is not None and (folder / "cells").exists():
+        raise CheckpointError(f"{folder} holds a grid of methods; choose another folder")
+
+    training = None if folder is None else folder / "recovery"  # until the run is complete
 
     def tell(fraction: float, message: str) -> None:
         if cancelled is not None and cancelled():
-            raise Cancelled("the run was cancelled; nothing was written")
+            kept = training is not None and training.exists()
+            raise Cancelled(f"the run was cancelled; nothing was written{f' but {training}' if kept else ''}")
         if progress is not None:
             progress(fraction, message)
 
-    result = _run(recipe, tell, cancelled, curve_samples)
-    if out is not None:
-        tell(0.95, f"writing {out}")
-        result = write_run(result, out)
+    started = time.monotonic()
+    result, model, samples, train = _prune(recipe, tell, cancelled, curve_samples)
+    if recipe.recover.epochs:  # distill itself looks whether to stop, and keeps a checkpoint first
+        result = _recover(result, model, samples, train, training, _between(progress, 0.2, 0.95), cancelled)
+    result = replace(result, environment=environment() | {"seconds": round(time.monotonic() - started, 1)})
+    if folder is not None and training is not None:
+        tell(0.95, f"writing {folder}")
+        result = write_run(result, folder, None if report is None else {"report.html": report(result)})
+        if recipe.recover.epochs:
+            shutil.rmtree(training, ignore_errors=True)
     tell(1.0, "done")
     return result
 
 
-def _run(recipe: Recipe, tell: Progress, cancelled: Stop | None, curve_samples: int) -> RunResult:
-    tell(0.0, "loading the model")
+def _prune(
+    recipe: Recipe, tell: Progress, cancelled: Stop | None, curve_samples: int
+) -> tuple[RunResult, nn.Module, Samples, Split]:
+    """The run without training; the dense network, the samples and the training split, for what may follow."""
+    part = _between(tell, 0.0, 0.2 if recipe.recover.epochs else 0.95)
+    part(0.0, "loading the model")
     model = dense_model(recipe)
-    tell(0.05, "analysing its layers")
-    spectra = layer_spectra(model, progress=lambda f, name: tell(0.05 + 0.25 * f, name), cancelled=cancelled)
+    part(0.05, "analysing its layers")
+    spectra = layer_spectra(model, progress=lambda f, name: part(0.05 + 0.25 * f, name), cancelled=cancelled)
     table = table_of(spectra)
-    tell(0.3, "ranking the weights")
+    part(0.3, "ranking the weights")
     ranking = Ranking(model)
     weights = plan_weights(table, recipe.budget)
     counts = ranking.counts(recipe.budget.sparsity, weights)
     masks, budgets = ranking.masks(counts), budget_table(table, weights, counts)
-    tell(0.35, "reading the data")
-    plan = recipe.certify
-    split = getattr(load_data(recipe.data.name, recipe.data.folder or None, model), plan.split)
-
-    def part(start: float, end: float) -> Progress:
-        return lambda fraction, what: tell(start + (end - start) * fraction, what)
-
-    end = 0.6 if curve_samples else 0.95
-    pruned, cert, _ = prune_and_certify(
-        model, masks, split, plan.samples or None, plan.seed, progress=part(0.35, end), cancelled=cancelled
-    )
+    part(0.35, "reading the data")
+    data = load_data(recipe.data.name, recipe.data.folder or None, model)
+    plan, split = recipe.certify, getattr(data, recipe.certify.split)
+    end = 0.6 if curve_samples else 1.0
+    middle, pruned = (0.35 + end) / 2, pruned_copy(model, masks)
+    dense_part, pruned_part = _named(part, 0.35, middle, "dense network"), _named(part, middle, end, "pruned network")
+    samples = Samples(model, split, plan.samples or None, plan.seed, dense_part, cancelled)
+    found = samples.measure(pruned, pruned_part)
+    cert = found.certificate
     if plan.tiers != ["measured"]:
-        tell(end, "proving bounds")
-        slider = slider_of(ranking, table, recipe.budget)
-        images, _ = split.sample(plan.samples or None, plan.seed)
-        options = Options(cancelled=cancelled)
-        cert = replace(
-            cert, tiers=tier_results(cert, model, pruned, images, plan.tiers, slider=slider, options=options)
-        )
+        part(end, "proving bounds")
+        slider, options = slider_of(ranking, table, recipe.budget), Options(cancelled=cancelled)
+        proved = tier_results(cert, model, pruned, samples.images, plan.tiers, slider=slider, options=options)
+        cert = replace(cert, tiers=proved)
     curve = None
     if curve_samples:
-        samples = split.sample(curve_samples, plan.seed)
-        curve = measure_curve(model, ranking, table, recipe.budget, samples, part(end, 0.95), cancelled)
+        drawn, curve_part = split.sample(curve_samples, plan.seed), _between(part, end, 1.0)
+        curve = measure_curve(model, ranking, table, recipe.budget, drawn, curve_part, cancelled)
     comparison = compare_models(model, pruned, budgets, cert)
-    return RunResult(recipe, spectra, table, budgets, masks, pruned, cert, comparison, curve)
+    metrics = pd.DataFrame([_row(recipe, "pruned", found, budgets)])
+    result = RunResult(recipe, spectra, table, budgets, masks, pruned, cert, comparison, metrics, {}, curve)
+    return result, model, samples, data.train
 
 
-def dense_model(recipe: Recipe) -> nn.Module:
-    """The network of a recipe, before pruning."""
-    plan = recipe.model
-    return load_model(plan.name, pretrained=plan.pretrained, weights=plan.weights or None, **plan.options)
+def _recover(
+    result: RunResult, model: nn.Module, samples: Samples, train: Split, out: Path | None, tell: Progress,
+    cancelled: Stop | None,
+) -> RunResult:  # fmt: skip
+    """Train the pruned network of a run with the dense one as its teacher, and measure it on the same samples."""
+    recipe = result.recipe
+    found = distill(
+        result.pruned, model, train, result.masks, recipe.recover.epochs, seed=recipe.grid.seeds[0], out=out,
+        progress=lambda share, words: tell(0.97 * share, words), cancelled=cancelled, **recovery_options(recipe, train),
+    )  # fmt: skip
+    tell(0.97, "measuring the recovered network")
+    measured = samples.measure(found.model)
+    tiers: dict[str, TierResult] = {}
+    for tier in recipe.certify.tiers:
+        if tier in AFTER_TRAINING:
+            try:
+                options = Options(cancelled=cancelled)
+                tiers |= tier_results(
+                    measured.certificate, model, found.model, samples.images, [tier], options=options
+                )  # fmt: skip
+            except ModelError as error:  # training has moved what pruning leaves alone, such as batch norms' statistics
+                tiers[tier] = TierResult(tier, "bound", "", why=f"no proved bound: {error}")
+    cert = replace(measured.certificate, tiers=tiers)
+    after = compare_models(model, found.model, result.budgets, cert)
+    rows = pd.DataFrame([_row(recipe, "recovered", measured, result.budgets)])
+    return replace(
+        result,
+        recovered=Recovered(found.model, cert, found.curve),
+        comparison=with_recovered(result.comparison, after),
+        metrics=pd.concat([result.metrics, rows], ignore_index=True),
+    )
+
+
+def _row(recipe: Recipe, phase: str, found: Measured, budgets: pd.DataFrame) -> dict[str, Any]:
+    """A phase's row of the metrics, as a grid's cell has it."""
+    head = {"method": "seb", "seed": recipe.grid.seeds[0], "sparsity": recipe.budget.sparsity, "phase": phase}
+    return head | dict(found.numbers) | {"removed": int(budgets["removed"].sum()), "restored": 0}
 
 
 def _checked_plan(recipe: Recipe) -> Recipe:
@@ -237,97 +290,10 @@ def _checked_plan(recipe: Recipe) -> Recipe:
             raise RecipeError(f"recipe key 'certify.tiers' names the unknown tier '{tier}'; {nearest(tier, TIERS)}")
     if recipe.grid.methods:
         raise RecipeError("this recipe compares methods (grid.methods); give it to mp.run_grid")
-    return checked(recipe)
-
-
-def check_folder(folder: str | Path) -> Path:
-    """The folder of a run. Raises CheckpointError when its name is taken by a file, before any work is done."""
-    folder = Path(folder)
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise CheckpointError(f"{part} is a file where the run needs a folder; choose another name")
-    return folder
-
-
-_OPTIONAL = ("curve.csv", "report.html")  # of an earlier run in the same folder: they go with it
-
-
-def write_run(result: RunResult, folder: str | Path, extra: Mapping[str, str] | None = None) -> RunResult:
-    """Write a finished run into `folder`: all of its files, or none when one fails.
-
-    extra: further text files {name: text}, such as a report. Raises CheckpointError; what the folder held is then
-    as it was.
-    """
-    folder = check_folder(folder)
-    results = results_of(result.certificate, result.budgets)
-    tables = {
-        "layers.csv": result.table,
-        "budgets.csv": result.budgets,
-        "samples.csv": result.certificate.table(),
-        "comparison.csv": result.comparison.set_index("quantity"),
-    }
-    if result.curve is not None:
-        tables["curve.csv"] = result.curve.set_index("sparsity")
-    texts = {"recipe.toml": result.recipe.to_toml(), **(extra or {})}
-    writers: dict[str, Writer] = {name: text_writer(text) for name, text in texts.items()}
-    writers |= {name: frame.to_csv for name, frame in tables.items()}
-    writers["pruned.safetensors"] = lambda path: save(
-        path, result.pruned, result.masks, recipe=result.recipe.to_dict(), results=results
-    )
-    writers["results.json"] = text_writer(json.dumps(results, indent=1) + "\n")
-    try:
-        write_together(folder, writers, gone=_OPTIONAL)
-    except OSError as error:
-        reason = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ else error
-        raise CheckpointError(f"cannot write the run into {folder}: {reason}; what was there is unchanged") from error
-    return replace(result, checkpoint=folder / "pruned.safetensors", folder=folder)
-
-
-def text_writer(text: str) -> Writer:
-    """What writes this text to a path."""
-    return lambda path: path.write_text(text, encoding="utf-8")
-
-
-def read_run(folder: str | Path) -> RunResult:
-    """A finished run, read back from its folder; the dense network is loaded and analysed again.
-
-    Raises CheckpointError when a file of the run is missing or damaged, and the errors of `load_model`.
-    """
-    folder = Path(folder)
-    recipe = read_recipe(folder / "recipe.toml")
-    spectra = layer_spectra(dense_model(recipe))
-    checkpoint = load(folder / "pruned.safetensors")
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        budgets = _read_table(folder / "budgets.csv").set_index("layer")
-        samples = _read_table(folder / "samples.csv")
-        comparison = pd.read_csv(folder / "comparison.csv", dtype=object)
-        for column in ("dense", "pruned"):  # counts are whole numbers, shares are not
-            comparison[column] = pd.Series([_json(value) for value in comparison[column]], dtype=object)
-        curve = _read_table(folder / "curve.csv") if (folder / "curve.csv").exists() else None
-        columns = ("labels", "dense_prediction", "pruned_prediction", "margin", "eta", "slack")
-        arrays = {name: samples[name].to_numpy() for name in columns}
-        indices, tiers = samples["sample"].to_numpy(), read_tiers(results["tiers"], samples)
-        cert = Certificate(results["tier"], results["split"], indices, tiers=tiers, **arrays)
-    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is no whole run folder ({error}); run its recipe again") from error
-    return RunResult(
-        recipe, spectra, table_of(spectra), budgets, checkpoint.masks, checkpoint.model, cert, comparison, curve,
-        folder / "pruned.safetensors", folder,
-    )  # fmt: skip
-
-
-def _json(value: Any) -> Any:
-    return None if pd.isna(value) else json.loads(value)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    """A CSV file that `write_run` wrote; floats come back bit by bit, which pandas' own parser does not promise."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False).apply(_typed)
-
-
-def _typed(column: pd.Series) -> pd.Series:
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return pd.Series([kind(value) for value in column])
-    return column == "True" if set(column) <= {"True", "False"} else column
+    recipe = checked(recipe)
+    recovery_options(recipe)
+    if recipe.recover.epochs and len(recipe.grid.seeds) > 1:
+        raise RecipeError(
+            f"recipe key 'grid.seeds' has {len(recipe.grid.seeds)} seeds; a plan without grid.methods trains with one"
+        )
+    return recipe

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from numbers import Integral, Real
-from pathlib import Path, PurePath
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from mpviz.errors import RecipeError, nearest
+from mpviz.errors import RecipeError
+from mpviz.recipe_values import built, toml_section
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,9 @@ class CertifyPlan:
 class GridPlan:
     """Methods to compare, at which sparsities and with which seeds; no methods: the run is the budget's alone.
 
-    calibration: images of the calibration split for methods that look at data. options: of single methods, by name.
+    seeds: of calibration images and training; a run without methods trains with its one seed. calibration: images of
+    the calibration split for methods that look at data. options: of single methods, by name; they mean the same with
+    and without recovery.
     """
 
     methods: list[str] = field(default_factory=list)
@@ -69,11 +70,11 @@ class GridPlan:
 
 @dataclass(frozen=True)
 class RecoverPlan:
-    """Training after each pruning of a grid, with the dense network as teacher.
+    """Training after pruning, with the dense network as teacher.
 
-    epochs: 0 for none. selection: epochs of the selection phase of prune–restore; methods without one train as many
-    epochs longer. ratio: what a step of prune–restore removes over what it keeps removed. learning_rate, batch: 0 for
-    the optimizer's own. augment: mirror and shift. options: further ones of `mp.distill`.
+    epochs: 0 for none. In a grid, selection: epochs of the selection phase of prune–restore; methods without one train
+    as many epochs longer. ratio: what a step of prune–restore removes over what it keeps removed. learning_rate,
+    batch: 0 for the optimizer's own. augment: mirror and shift. options: further ones of `mp.distill`.
     """
 
     epochs: float = 0.0
@@ -103,89 +104,17 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as TOML text; `parse_recipe` reads it back."""
-        return "\n".join(_toml_section((name,), values) for name, values in self.to_dict().items())
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Integral):
-        return repr(int(value))
-    if isinstance(value, Real):
-        return repr(float(value))
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
-    if not isinstance(value, (str, PurePath)):
-        raise RecipeError(f"a recipe holds text, numbers, true, false, lists and tables; got {value!r}")
-    return '"' + "".join(_escaped(letter) for letter in str(value)) + '"'
-
-
-def _escaped(letter: str) -> str:
-    if 0xD800 <= ord(letter) < 0xE000:
-        raise RecipeError(f"a recipe is UTF-8 text, which cannot hold {letter!r}; rename the file or folder")
-    if ord(letter) < 32 or ord(letter) == 127:
-        return f"\\u{ord(letter):04X}"
-    return "\\" + letter if letter in '\\"' else letter
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_section(path: tuple[str, ...], values: Mapping[str, Any]) -> str:
-    lines = ["[" + ".".join(map(_toml_key, path)) + "]"]
-    lines += [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
-    text = "\n".join(lines) + "\n"
-    for key, inner in values.items():
-        if isinstance(inner, Mapping) and (inner or len(path) > 1):  # a recipe's own tables are empty by default
-            text += "\n" + _toml_section((*path, key), inner)
-    return text
-
-
-def _build(cls: Any, given: Any, where: str) -> Any:
-    if not isinstance(given, Mapping):
-        raise RecipeError(f"[{where}] must be a table of keys; got {type(given).__name__}")
-    known = {f.name: f for f in fields(cls)}
-    hints = get_type_hints(cls)
-    values = {}
-    for key, value in given.items():
-        name = f"{where}.{key}" if where else key
-        if key not in known:
-            raise RecipeError(f"unknown recipe key '{name}'; {nearest(key, known)}")
-        hint = hints[key]
-        values[key] = _build(hint, value, name) if is_dataclass(hint) else _checked(hint, value, name)
-    return cls(**values)
-
-
-def _checked(hint: Any, value: Any, name: str) -> Any:
-    wanted = get_origin(hint) or hint
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise RecipeError(f"recipe key '{name}' is too large a number") from error
-    if not isinstance(value, wanted) or (wanted in (int, float) and isinstance(value, bool)):
-        raise RecipeError(f"recipe key '{name}' must be {wanted.__name__}; got {value!r}")
-    inner: tuple[Any, ...] = get_args(hint)
-    if wanted is list:
-        return [_checked(inner[0], v, f"{name}[{i}]") for i, v in enumerate(value)]
-    if wanted is dict and inner[1] is not Any:
-        return {k: _checked(inner[1], v, f"{name}.{k}") for k, v in value.items()}
-    return value
+        return "\n".join(toml_section((name,), values) for name, values in self.to_dict().items())
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """A recipe from nested dictionaries. Raises RecipeError for unknown keys (with the nearest) and wrong types."""
-    recipe = _build(Recipe, values, "")
-    assert isinstance(recipe, Recipe)
-    return checked(recipe)
+    return checked(built(Recipe, values, ""))
 
 
 def checked(recipe: Recipe) -> Recipe:
     """The same recipe. Raises RecipeError for values that no run could use."""
-    _build(Recipe, recipe.to_dict(), "")  # one built in Python may hold values of any type
+    built(Recipe, recipe.to_dict(), "")  # one built in Python may hold values of any type
     if not 0 <= recipe.budget.sparsity < 1:
         raise RecipeError(f"recipe key 'budget.sparsity' must be in [0, 1); got {recipe.budget.sparsity}")
     if recipe.certify.split not in ("test", "calibration"):
@@ -194,6 +123,9 @@ def checked(recipe: Recipe) -> Recipe:
         raise RecipeError(f"recipe key 'certify.samples' counts samples, 0 = all; got {recipe.certify.samples}")
     if recipe.certify.seed < 0:
         raise RecipeError(f"recipe key 'certify.seed' must be at least 0; got {recipe.certify.seed}")
+    for option in ("name", "weights", "pretrained"):
+        if option in recipe.model.options:
+            raise RecipeError(f"recipe key 'model.options.{option}' has a place of its own; set model.{option}")
     _check_grid(recipe.grid, recipe.recover)
     return recipe
 

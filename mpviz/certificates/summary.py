@@ -41,6 +41,20 @@ def compare_models(dense: nn.Module, pruned: nn.Module, budgets: pd.DataFrame, c
     return pd.DataFrame(rows, columns=["quantity", "dense", "pruned", "tier"], dtype=object)
 
 
+def with_recovered(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Two tables of `compare_models` as one: dense, pruned, recovered. after: of the network that was trained.
+
+    None where a tier speaks about one of both only.
+    """
+    later = dict(zip(after["quantity"], after["pruned"], strict=True))
+    known = [later.get(quantity) for quantity in before["quantity"]]
+    table = before.assign(recovered=pd.Series(known, index=before.index, dtype=object))
+    extra = after[~after["quantity"].isin(set(before["quantity"]))]
+    rest = extra.assign(quantity="recovered: " + extra["quantity"], recovered=extra["pruned"], pruned=None)
+    columns = ["quantity", "dense", "pruned", "recovered", "tier"]
+    return pd.concat([table[columns], rest[columns].astype(object)], ignore_index=True)
+
+
 def results_of(cert: Certificate, budgets: pd.DataFrame) -> dict[str, Any]:
     """The numbers of a run as JSON can hold them, each beside its tier."""
     return {
@@ -55,6 +69,18 @@ def results_of(cert: Certificate, budgets: pd.DataFrame) -> dict[str, Any]:
         "tiers": {name: _tier_numbers(tier) for name, tier in cert.tiers.items()},
         "sparsity": float(budgets["removed"].sum() / budgets["params"].sum()),
         "budgets": {name: float(value) for name, value in budgets["sparsity"].items()},
+    }
+
+
+def recovered_results(cert: Certificate) -> dict[str, Any]:
+    """The numbers of the trained network as JSON can hold them, to stand beside those of `results_of`."""
+    return {
+        "tier": cert.tier,
+        "accuracy": cert.accuracy,
+        "coverage": cert.coverage,
+        "unchanged": cert.unchanged,
+        "violations": cert.violations,
+        "tiers": {name: _tier_numbers(tier) for name, tier in cert.tiers.items()},
     }
 
 

@@ -100,6 +100,30 @@ def block_moments(
     return {name: one.result() for name, one in sums.items()}
 
 
+@torch.no_grad()
+def layer_inputs(
+    model: nn.Module, name: str, images: Tensor | Split, n: int | None = IMAGES, seed: int = 0, batch: int = 32
+) -> Tensor:
+    """What enters one layer, Float["images tokens in"]: tokens of a Linear, patches of a convolution.
+
+    name: the weight's. Holds all of it in memory. Arguments and errors: `second_moments`.
+    """
+    module = _modules(model, [name])[name]
+    parts: list[Tensor] = []
+
+    def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        parts.append(rows_of(module, inputs[0]).reshape(len(inputs[0]), -1, math.prod(module.weight.shape[1:])).cpu())
+
+    x, handle = _drawn(images, n, seed), module.register_forward_pre_hook(hook)
+    device = next(model.parameters()).device
+    try:
+        for start in range(0, len(x), batch):
+            run_checked(model, x[start : start + batch].to(device))
+    finally:
+        handle.remove()
+    return torch.cat(parts)
+
+
 class _Gram:
     """The sum of h hᵀ so far."""
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from mpviz.errors import DataError, nearest
 from mpviz.nets.idx import read_idx
+from mpviz.nets.image_files import eval_transform, open_images
 from mpviz.nets.paths import data_root
-from mpviz.nets.timm_import import import_timm
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -51,26 +50,6 @@ class ImageArrays(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return self[torch.as_tensor(indices)]
-
-
-class StrictImages(Dataset):
-    """timm's ImageDataset, but an image that cannot be read is an error; timm would take the next one in its place."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.reader = inner, inner.reader
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        try:
-            file, label, *_ = self.reader[index]
-            with file, Image.open(file) as image:
-                pixels = image.convert(self.inner.input_img_mode or "RGB")  # decodes: a damaged file shows here
-        except (OSError, ValueError, SyntaxError) as error:
-            name = self.reader.filename(index, absolute=True)
-            raise DataError(f"cannot read the image {name} ({error}); repair it or take it out") from error
-        return self.inner.transform(pixels), label
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -254,27 +233,6 @@ def _digits(calibration: int, seed: int) -> Splits:
     )
 
 
-def _transform(model: nn.Module | None) -> Any:
-    timm = import_timm()
-    config = timm.data.resolve_model_data_config(model) if model is not None else {}
-    return timm.data.create_transform(**config, is_training=False)
-
-
-def _create(name: str, root: Path | str | None, transform: Any, **options: Any) -> Dataset:
-    timm = import_timm()
-    try:
-        dataset = timm.data.create_dataset(name, root=str(root) if root else None, transform=transform, **options)
-    except (ImportError, RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
-        what = f"the data set '{name}'" if name else "the images"
-        place = f"at {root}" if root else "without a folder; give the one that holds it"
-        raise DataError(f"timm cannot open {what} {place} ({str(error) or type(error).__name__})") from error
-    if isinstance(dataset, timm.data.ImageDataset):
-        dataset = StrictImages(dataset)
-    if isinstance(dataset, IterableDataset):
-        raise DataError(f"the data set '{name}' is a stream, and samples are drawn by number; use its copy on disk")
-    return dataset
-
-
 def _class_names(dataset: Dataset, given: Sequence[str] | None) -> tuple[str, ...]:
     if given:
         return tuple(given)
@@ -305,16 +263,16 @@ def _with_calibration(
 def _image_folder(root: Path, model: nn.Module | None, calibration: int, seed: int) -> Splits:
     if not root.is_dir():
         raise DataError(f"no image folder at {root}; give a folder with one sub-folder a class, or train/ and val/")
-    transform = _transform(model)
+    transform = eval_transform(model)
     evaluation = next((root / part for part in ("test", "val", "validation") if (root / part).is_dir()), None)
     source = f"images of {root}"
     if (root / "train").is_dir() and evaluation is not None:
-        train, test = _create("", root / "train", transform), _create("", evaluation, transform)
+        train, test = open_images("", root / "train", transform), open_images("", evaluation, transform)
         classes = _class_names(train, None)
         if classes != _class_names(test, None):
             raise DataError(f"{root / 'train'} and {evaluation} have different class folders; make them the same")
         return _with_calibration(train, test, classes, calibration, seed, source)
-    whole = _create("", root, transform)
+    whole = open_images("", root, transform)
     order = np.random.default_rng(seed).permutation(len(whole))  # type: ignore[arg-type]
     cut = max(1, len(order) // 5)
     train, test = Subset(whole, np.sort(order[cut:]).tolist()), Subset(whole, np.sort(order[:cut]).tolist())
@@ -324,8 +282,8 @@ def _image_folder(root: Path, model: nn.Module | None, calibration: int, seed: i
 
 
 def _timm_data(name: str, folder: str | Path | None, model: nn.Module | None, calibration: int, seed: int) -> Splits:
-    transform = _transform(model)
-    train = _create(name, folder, transform, split="train", is_training=False)
-    test = _create(name, folder, transform, split="validation", is_training=False)
+    transform = eval_transform(model)
+    train = open_images(name, folder, transform, split="train", is_training=False)
+    test = open_images(name, folder, transform, split="validation", is_training=False)
     classes = _class_names(train, None)
     return _with_calibration(train, test, classes, calibration, seed, f"timm data set {name}")

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from mpviz.errors import CheckpointError, ModelError
 from mpviz.files import replacing
+from mpviz.nets.factors import ranks_of, rebuild
 from mpviz.nets.forward import masked_parameters
+from mpviz.nets.tome import Schedule, merge_tokens, planned_schedule, schedule_of, unmerge_tokens
 from mpviz.nets.zoo import Source, build_architecture, fill, source_of
 
 FORMAT = "mpviz-checkpoint-1"
@@ -27,14 +29,20 @@ _WEIGHT, _MASK, _PERMUTATION = "model/", "mask/", "permutation/"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` gives back. masks: {parameter name: bool tensor}, True = kept."""
+    """What `load` gives back. masks: {parameter name: bool tensor}, True = kept.
+
+    permutations: {parameter name: Int["units"]}, the input that stands at each place when groups are formed. tome:
+    pairs of tokens that the model merges in each block, () for none. pattern: {"pattern": "k:n", "conv": how
+    convolutions are grouped} of a projected model.
+    """
 
     model: nn.Module
     masks: dict[str, Tensor] = field(default_factory=dict)
     permutations: dict[str, Tensor] = field(default_factory=dict)
-    tome: int = 0
+    tome: tuple[int, ...] = ()
     recipe: dict[str, Any] | None = None
     results: dict[str, Any] | None = None
+    pattern: dict[str, str] | None = None
 
 
 def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -67,29 +75,27 @@ def save(
     model: nn.Module,
     masks: Mapping[str, Tensor] | None = None,
     permutations: Mapping[str, Tensor] | None = None,
-    tome: int = 0,
+    tome: Schedule = 0,
     recipe: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
+    pattern: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one checkpoint file, atomically: after an error the old file is as it was and no other is left.
 
-    path: gets the suffix .safetensors when it has none. recipe, results: what JSON can hold.
-    Raises CheckpointError when the file cannot be written, ModelError when masks and weights disagree.
+    path: gets the suffix .safetensors when it has none. recipe, results: what JSON can hold. tome: 0 takes the model as
+    it is, merging or not; another schedule is what a model that does not merge yet shall do once loaded. pattern: of a
+    projection, with its permutations (`Projected.saved_as`). Layers stored as two (`mpviz.nets.factors`) are noted with
+    their ranks, so that `load` can build them again.
+    Raises CheckpointError when the file cannot be written, ModelError when masks and weights disagree, or for merges
+    that the model cannot do.
     """
     path = _with_suffix(path)
     masks = dict(masks or {})
     _check_masks(model, masks)
-    source = source_of(model)
     try:
-        header = json.dumps(
-            {
-                "source": None if source is None else asdict(source),
-                "tome": tome,
-                "recipe": recipe,
-                "results": results,
-            },
-            allow_nan=True,
-        )
+        header = header_of(model, tome, recipe, results, pattern)
+    except ModelError:
+        raise
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"recipe or results of {path} cannot be written as JSON: {error}") from error
     # clones: safetensors refuses tensors that share memory (tied weights)
@@ -104,6 +110,28 @@ def save(
     return path
 
 
+def header_of(
+    model: nn.Module,
+    tome: Schedule = 0,
+    recipe: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    pattern: Mapping[str, str] | None = None,
+) -> str:
+    """The JSON of a checkpoint's header.
+
+    Raises TypeError or ValueError for what JSON cannot hold, ModelError for merges that the model cannot do or does
+    otherwise.
+    """
+    source, ranks, own = source_of(model), ranks_of(model), schedule_of(model)
+    asked = planned_schedule(model, tome)
+    if own and asked and asked != own:
+        raise ModelError(f"the model merges {own} pairs of tokens a block, not {tome}; leave tome at 0")
+    header: dict[str, Any] = {"source": None if source is None else asdict(source), "tome": list(own or asked),
+                              "recipe": recipe, "results": results,
+                              "pattern": None if pattern is None else dict(pattern)}  # fmt: skip
+    return json.dumps(header | ({"ranks": ranks} if ranks else {}), allow_nan=True)
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
@@ -114,7 +142,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy or save it again") from error
 
 
-def _header(path: Path, metadata: Mapping[str, str]) -> tuple[Source | None, dict[str, Any]]:
+def _header(path: Path, metadata: Mapping[str, str]) -> tuple[Source | None, dict[str, int], dict[str, Any]]:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by mp.save (format {metadata.get('format')!r}); "
@@ -123,8 +151,11 @@ def _header(path: Path, metadata: Mapping[str, str]) -> tuple[Source | None, dic
     try:
         header = json.loads(metadata["mpviz"])
         source = Source(**header["source"]) if header["source"] else None
-        return source, {key: header[key] for key in ("tome", "recipe", "results")}
-    except (KeyError, TypeError, ValueError) as error:
+        ranks = {str(name): int(rank) for name, rank in header.get("ranks", {}).items()}
+        tome = tuple(int(pairs) for pairs in header["tome"])
+        rest = {key: header[key] for key in ("recipe", "results", "pattern")}
+        return source, ranks, {"tome": tome, **rest}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the header of {path} is damaged ({error}); save it again") from error
 
 
@@ -152,12 +183,13 @@ def load(path: str | Path, model: nn.Module | None = None) -> Checkpoint:
     """Read a checkpoint; its model, in eval mode, gives bit-identical logits to the one that was saved.
 
     path: may leave out the suffix .safetensors. model: the architecture, of which a copy is filled; needed when the
-    saved model did not come from `mp.load_model`.
+    saved model did not come from `mp.load_model`. Layers that were stored as two are two again, and a model that merged
+    tokens merges them again.
     Raises CheckpointError for a missing, truncated or foreign file, ModelError when `model` does not fit.
     """
     path = Path(path) if Path(path).is_file() else _with_suffix(path)
     metadata, tensors = _read(path)
-    source, header = _header(path, metadata)
+    source, ranks, header = _header(path, metadata)
     if model is None:
         if source is None:
             raise CheckpointError(f"{path} holds a model of your own making; pass it: mp.load(path, model=…)")
@@ -165,7 +197,13 @@ def load(path: str | Path, model: nn.Module | None = None) -> Checkpoint:
     else:
         model = copy.deepcopy(model)  # filling stops at the first misfit, and the caller's model stays as it is
     weights = _part(tensors, _WEIGHT)
+    for name, rank in ranks.items():
+        if len(weights.get(f"{name}.first.weight", ())) != rank:
+            raise CheckpointError(f"the header of {path} is damaged (the rank of {name} is {rank}); save it again")
+    rebuild(model, ranks)
     _match_types(model, weights)
     fill(model, weights, path)
     masks = _masks(path, model, tensors)
+    if schedule_of(model) != header["tome"]:
+        merge_tokens(unmerge_tokens(model), header["tome"] or 0)
     return Checkpoint(model=model.eval(), masks=masks, permutations=_part(tensors, _PERMUTATION), **header)

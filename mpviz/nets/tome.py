@@ -175,11 +175,9 @@ def merge_tokens(model: Model, r: Schedule) -> Model:
     if schedule_of(model):
         kind = type(model).__name__
         raise ModelError(f"{kind} merges tokens already, r = {schedule_of(model)}; call unmerge_tokens(model) first")
-    if isinstance(r, int) and r == 0:
-        return model
-    net = _check(model)
-    schedule = _schedule(net, r, _places(net))
-    if any(schedule):
+    schedule = planned_schedule(model, r)
+    if schedule:
+        net: Any = model
         for block in net.blocks:
             for module in (block, block.attn):
                 module.__class__ = _merging()[type(module)]
@@ -233,6 +231,15 @@ def schedule_of(model: nn.Module) -> tuple[int, ...]:
     """Pairs that the model merges in each block, at the image size it was built for; () when it merges none."""
     blocks = getattr(model, "blocks", None)
     return blocks.schedule if isinstance(blocks, MergingBlocks) else ()
+
+
+def planned_schedule(model: nn.Module, r: Schedule) -> tuple[int, ...]:
+    """Pairs that `merge_tokens(model, r)` would merge in each block; () for none. Raises ModelError as it does."""
+    if isinstance(r, int) and r == 0:
+        return ()
+    net = _check(model)
+    schedule = _schedule(net, r, _places(net))
+    return schedule if any(schedule) else ()
 
 
 def token_counts(model: nn.Module, r: Schedule, tokens: int | None = None) -> tuple[int, ...]:

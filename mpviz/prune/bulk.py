@@ -24,8 +24,9 @@ class SubEdge:
     drop: share of the singular values below σ₊ that are dropped, the smallest first. theta: entries of the singular
     vectors u_i, v_i below T_i = θ·max(1/750, (1 − s_i/σ₊)₊³⁰) are set to zero; 0 leaves the vectors alone. factors:
     keep U√S and √S Vᵀ of layers for which two factors hold fewer numbers than the kept entries; they stand for the
-    layer before small entries are removed. A layer without a fitted edge is left to magnitude alone. The recomposed
-    weights are then pruned by global magnitude to the sparsity. Source: arXiv:2606.02608.
+    layer before small entries are removed, and `Pruning.of(model, factored=True)` stores it as the two. A layer
+    without a fitted edge is left to magnitude alone. The recomposed weights are then pruned by global magnitude to the
+    sparsity. Source: arXiv:2606.02608.
     """
 
     drop: float = 0.5
@@ -36,7 +37,7 @@ class SubEdge:
         """Needs inputs.table, for the edges."""
         if not 0 <= self.drop <= 1 or not (math.isfinite(self.theta) and self.theta >= 0):
             raise BudgetError(f"drop is a share 0 … 1 and theta at least 0; got {self.drop} and {self.theta}")
-        edges = column(inputs.spectra("sub-edge"), "sigma_plus")
+        edges = column(inputs.spectra("sub-edge", model), "sigma_plus")
         halves: dict[str, tuple[Tensor, Tensor]] = {}
 
         def change(name: str, matrix: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class Haar:
         """Needs inputs.table when spikes are left alone."""
         if not (math.isfinite(self.z0) and self.z0 >= 0):
             raise BudgetError(f"z0 is a number of standard deviations, at least 0; got {self.z0}")
-        edges = {} if self.spikes else column(inputs.spectra("haar"), "sigma_plus")
+        edges = {} if self.spikes else column(inputs.spectra("haar", model), "sigma_plus")
 
         def change(name: str, matrix: Tensor) -> Tensor:
             u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
@@ -121,7 +122,7 @@ class Support:
         if not 0 < self.delta < 1:
             raise BudgetError(f"delta is the probability to keep noise, in (0, 1); got {self.delta}")
         ranking = Ranking(model)
-        variances = column(inputs.spectra("support"), "variance")
+        variances = column(inputs.spectra("support", model), "variance")
         weights = weights_of(model, ranking.names)
         limits = {name: threshold(variances[name], weight.numel(), self.delta) for name, weight in weights.items()}
         ranks = {name: limit if math.isfinite(limit) else 0.0 for name, limit in limits.items()}  # 0 locks

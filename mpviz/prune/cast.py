@@ -44,6 +44,12 @@ class Projected:
     tome: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def saved_as(self) -> dict[str, Any]:
+        """What `mp.save` takes beside path and model: ``mp.save(path, found.model, **found.saved_as)``."""
+        about = {"pattern": str(self.pattern), "conv": self.conv}
+        return {"masks": self.masks, "permutations": self.permutations, "pattern": about}
+
     def check(self, model: nn.Module) -> None:
         """Raises PatternError when a network has weights where the masks have none, or the masks break the pattern."""
         for name, mask in self.masks.items():

@@ -72,7 +72,7 @@ class SEB:
     beta: float = 1.25
     decay_end: float = 0.7
     beta_by_role: Mapping[str, float] = field(default_factory=dict)
-    locked: tuple[str, ...] = ()
+    locked: tuple[str, ...] | str = ()
 
     def prune(self, model: nn.Module, sparsity: float, inputs: Inputs) -> Pruning:
         """Needs inputs.table."""
@@ -108,7 +108,7 @@ def regime(sparsity: float) -> SEB:
 
 
 def _budgeted(seb: SEB, name: str, model: nn.Module, sparsity: float, inputs: Inputs) -> Pruning:
-    table, ranking = inputs.spectra(name), Ranking(model)
+    table, ranking = inputs.spectra(name, model), Ranking(model)
     weights = allocate(table, sparsity, seb.signal, seb.beta, seb.decay_end, seb.beta_by_role, seb.locked)
     masks = ranking.masks(ranking.counts(sparsity, weights))
     signal, shares = column(table, seb.signal), {str(layer): float(value) for layer, value in weights.items()}

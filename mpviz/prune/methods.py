@@ -1,4 +1,4 @@
-"""All unstructured pruning methods by name, behind one call."""
+"""The methods that prune a network at once, by name: a table of them, and one call."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mpviz.errors import BudgetError, nearest
 from mpviz.nets.calibrate import Moments
 from mpviz.prune.bulk import Haar, SubEdge, Support
 from mpviz.prune.magnitude import SEB, Magnitude, Regimes
+from mpviz.prune.options import misfit
 from mpviz.prune.pruning import Inputs, Method, Pruning
 from mpviz.prune.scores import SparseGPT, Wanda
 
@@ -31,7 +32,7 @@ LOOK_AT_DATA = ("wanda", "sparsegpt")
 
 
 def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
-    """A method with its options. Raises BudgetError for unknown ones, with the nearest."""
+    """A method with its options. Raises BudgetError for unknown ones, with the nearest, and values of another kind."""
     if name not in METHODS:
         raise BudgetError(f"unknown method '{name}'; {nearest(str(name), METHODS)}")
     known = [field.name for field in fields(METHODS[name])]
@@ -39,11 +40,15 @@ def method_of(name: str, options: Mapping[str, Any] | None = None) -> Method:
         if option not in known:
             said = nearest(option, known) if known else "it has none"
             raise BudgetError(f"the method '{name}' has no option '{option}'; {said}")
-    made: Method = METHODS[name](**(options or {}))
-    return made
+    made = METHODS[name](**(options or {}))
+    wrong = misfit(made)
+    if wrong is not None:
+        raise BudgetError(f"the method '{name}' cannot take {wrong}")
+    chosen: Method = made
+    return chosen
 
 
-def prune_model(
+def prune_once(
     model: nn.Module,
     method: str = "seb",
     sparsity: float = 0.5,
@@ -54,12 +59,11 @@ def prune_model(
     cancelled: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> Pruning:
-    """What a method removes from a network at a sparsity; `.of(model)` is the pruned copy, `.log` what it decided.
+    """What a method removes from a network at a sparsity, in one step and without training.
 
-    method: "magnitude" (scope="layer" for layer by layer), "seb", "regimes", "sub-edge", "haar", "support", "wanda",
-    "sparsegpt"; options are theirs. table: of `mp.analyze`, for all that look at spectra; calibration: of
-    `second_moments`, for the last two. Exactly round(s·n) of the n prunable entries are removed. The model is left as
-    it is. Raises BudgetError for unknown methods, options and impossible sparsities, Cancelled.
+    method, options: of METHODS. table: of `mp.analyze`, for LOOK_AT_SPECTRA; calibration: of `second_moments`, for
+    LOOK_AT_DATA. Exactly round(s·n) of the n prunable entries are removed. The model is left as it is.
+    Raises BudgetError for unknown methods, options and impossible sparsities, Cancelled.
     """
     chosen = method_of(method, options)
     return chosen.prune(model, sparsity, Inputs(table, calibration, seed, cancelled))

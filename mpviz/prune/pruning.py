@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from mpviz.errors import BudgetError, Cancelled
 from mpviz.nets.calibrate import Moments
+from mpviz.nets.factors import of_factors, ranks_of, replace_layer, splits
 from mpviz.nets.forward import masked_parameters
-from mpviz.nets.layers import weight_of
+from mpviz.nets.layers import list_layers, weight_of
 from mpviz.prune.masks import Ranking
 
 
@@ -40,10 +41,16 @@ class Inputs:
         if self.cancelled():
             raise Cancelled("pruning was cancelled; the network is as it was")
 
-    def spectra(self, method: str) -> pd.DataFrame:
-        """The table. Raises BudgetError when there is none."""
+    def spectra(self, method: str, model: nn.Module) -> pd.DataFrame:
+        """The table. Raises BudgetError when there is none, or it lacks a prunable layer of this network."""
         if self.table is None:
             raise BudgetError(f"the method '{method}' looks at spectra; give table=mp.analyze(model)")
+        for info in list_layers(model):
+            known = info.name in self.table.index
+            if info.prunable and not (known and self.table.loc[info.name].get("params", info.params) == info.params):
+                raise BudgetError(
+                    f"the table has no row for {info.name}, or one of another size; give table=mp.analyze(model)"
+                )
         return self.table
 
     def moments(self, method: str, names: list[str]) -> Mapping[str, Moments]:
@@ -62,11 +69,13 @@ class Inputs:
 class Pruning:
     """What a method decided.
 
-    masks: {parameter name: Bool like it, True = kept}, one for each prunable layer. values: {parameter name: Float like
-    it}, the new weights of methods that change what they keep, zero where removed; empty where what is kept keeps its
+    masks: {parameter name: Bool like it, True = kept}, one for each prunable layer. values: {name: Float like it}, the
+    new values of parameters and buffers that a method changes, zero where removed; empty where what is kept keeps its
     value. factors: {parameter name: (Float["out r"], Float["r in"])} of methods that store two factors where these are
     smaller, before small entries were removed. log: one row a step and layer: step, layer, role, params, removed,
-    sparsity, and what the step went by.
+    sparsity, and what the step went by. certificates: what was measured of the network on samples, by phase (of
+    `mpviz.certificates`): "pruned", as the last step pruned it, and "recovered", after the training that followed;
+    empty where no samples were given.
     """
 
     method: str
@@ -76,24 +85,47 @@ class Pruning:
     log: pd.DataFrame
     values: Mapping[str, Tensor] = field(default_factory=dict)
     factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    certificates: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def removed(self) -> int:
         """Entries that are removed."""
         return sum(int((~mask).sum()) for mask in self.masks.values())
 
-    def of(self, model: nn.Module) -> nn.Module:
-        """A pruned copy of the model. Raises BudgetError when masks or values do not fit it."""
+    def of(self, model: nn.Module, factored: bool = False) -> nn.Module:
+        """A pruned copy of the model. Raises BudgetError when masks or values do not fit it.
+
+        factored: layers whose two `factors` hold fewer numbers than their weight become two layers
+        (`mpviz.nets.factors`), as they were before small entries were removed; the others are as without.
+        """
         pruned = copy.deepcopy(model)
         parameters = dict(pruned.named_parameters())
+        tensors = parameters | dict(pruned.named_buffers())
         with torch.no_grad():
             for name, values in self.values.items():
-                if name not in parameters or parameters[name].shape != values.shape:
-                    raise BudgetError(f"the new weights of {name} do not fit this model; prune the model at hand")
-                parameters[name].copy_(values)
+                if name not in tensors or tensors[name].shape != values.shape:
+                    raise BudgetError(f"the new values of {name} do not fit this model; prune the model at hand")
+                tensors[name].copy_(values)
             for name, values in masked_parameters(pruned, self.masks).items():
                 parameters[name].copy_(values)
+        for name, (left, right) in (self.factors if factored else {}).items():
+            layer, _, kind = name.rpartition(".")
+            if kind == "weight" and splits(pruned.get_submodule(layer)):
+                replace_layer(pruned, layer, of_factors(pruned.get_submodule(layer), left, right))
         return pruned
+
+    def masks_in(self, network: nn.Module) -> dict[str, Tensor]:
+        """The masks that hold in a copy of `of`, by the names of its parameters.
+
+        Those of the layers that are whole in it, and of those that are two the zeros of their factors.
+        """
+        masks = dict(self.masks)
+        for name in ranks_of(network):
+            if masks.pop(f"{name}.weight", None) is not None:
+                for part in ("first", "second"):
+                    factor = network.get_parameter(f"{name}.{part}.weight").detach()
+                    masks[f"{name}.{part}.weight"] = (factor != 0).cpu()
+        return masks
 
 
 class Method(Protocol):

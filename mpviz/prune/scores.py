@@ -69,7 +69,8 @@ class SparseGPT:
     """SparseGPT: column by column, what is removed is made up for by the columns that follow (OBS updates).
 
     Within each block of columns the entries of least W_ij² / [H⁻¹]_jj go, H = E[h hᵀ] + damping · mean diagonal; each
-    layer loses the same share. What is kept changes, so the masks come with values.
+    layer loses the same share. Entries whose input was always zero go first. What is kept changes, so the masks come
+    with values.
     Source: Frantar & Alistarh (2023).
     """
 
@@ -100,7 +101,7 @@ def obs(matrix: Tensor, gram: Tensor, count: int, block: int, damping: float) ->
     """New weights and mask, Float64 and Bool["rows cols"], with `count` entries removed.
 
     With H⁻¹ = UᵀU, U upper triangular, row j of U holds what column j's error does to the columns behind it once those
-    before are fixed: the update of SparseGPT.
+    before are fixed: the update of SparseGPT. Columns whose input is always zero go first: they cost nothing.
     """
     rows, cols = matrix.shape
     w, mask = matrix.clone(), torch.ones(rows, cols, dtype=torch.bool)
@@ -110,16 +111,13 @@ def obs(matrix: Tensor, gram: Tensor, count: int, block: int, damping: float) ->
     hessian.diagonal().add_(damping * gram.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    removed = 0
-    for start in range(0, cols, block):
+    quotas = block_counts(dead, rows, count, block)
+    for start, take in zip(range(0, cols, block), quotas, strict=True):
         stop = min(start + block, cols)
         part = w[:, start:stop]
-        scores = (part / upper.diagonal()[start:stop]) ** 2
-        take = round(count * stop / cols) - removed  # whole numbers that add up to `count`
-        removed += take
-        gone = scores.flatten().argsort(stable=True)[:take]
+        scores = torch.where(dead[start:stop], -1.0, (part / upper.diagonal()[start:stop]) ** 2)
         here = torch.ones(rows * (stop - start), dtype=torch.bool)
-        here[gone] = False
+        here[scores.flatten().argsort(stable=True)[:take]] = False
         here = here.reshape(rows, stop - start)
         errors = torch.zeros_like(part)
         for j in range(start, stop):
@@ -131,3 +129,23 @@ def obs(matrix: Tensor, gram: Tensor, count: int, block: int, damping: float) ->
         w[:, stop:] -= errors @ upper[start:stop, stop:]
         mask[:, start:stop] = here
     return w, mask
+
+
+def block_counts(dead: Tensor, rows: int, count: int, block: int) -> list[int]:
+    """How many entries each block of columns loses, `count` in all.
+
+    dead: Bool["cols"], whose entries go first; what is left is shared out by the number of live columns.
+
+    >>> block_counts(torch.tensor([False, False, True, False]), rows=3, count=6, block=2)
+    [2, 4]
+    """
+    free = min(count, rows * int(dead.sum()))
+    live, rest, first = max(1, int((~dead).sum())), count - free, 0
+    counts, shared, seen = [], 0, 0
+    for here in dead.split(block):
+        unused = min(rows * int(here.sum()), free - first)
+        seen += int((~here).sum())
+        share = round(rest * seen / live) - shared  # whole numbers that add up
+        first, shared = first + unused, shared + share
+        counts.append(unused + share)
+    return counts

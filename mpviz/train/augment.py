@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
 from mpviz.errors import DataError, TrainingError
-from mpviz.nets.data import ImageArrays, StrictImages
+from mpviz.nets.data import ImageArrays
+from mpviz.nets.image_files import StrictImages
 from mpviz.nets.timm_import import import_timm
 
 BatchTransform = Callable[[Tensor, torch.Generator], Tensor]

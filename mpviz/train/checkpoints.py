@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from mpviz.errors import CheckpointError
 from mpviz.files import replacing
-from mpviz.nets.store import FORMAT
-from mpviz.nets.zoo import source_of
+from mpviz.nets.store import FORMAT, header_of
 
 _KEPT = 2  # the newest may turn out damaged by the disk; the one before it is then still there
 _PATTERN = "step-*.safetensors"
@@ -31,7 +30,8 @@ class Progress:
     """Where a run stands: JSON data beside the tensors.
 
     step: optimiser steps done. identity: of the run (`plan.identity`). epochs: finished ones, a row each. partial: sums
-    over the epoch under way. seconds: spent so far. scaler: state of the loss scaling of float16.
+    over the epoch under way. seconds: spent so far. scaler: state of the loss scaling of float16. log: rows on what
+    else was done.
     """
 
     step: int
@@ -40,6 +40,7 @@ class Progress:
     partial: dict[str, float]
     seconds: float
     scaler: dict[str, Any] | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
+def all_of(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the newest last."""
+    return sorted(folder.glob(_PATTERN))
+
+
 def write(
     path: Path,
     model: nn.Module,
@@ -73,13 +79,11 @@ def write(
     tensors |= {f"mask/{k}": _pack(v) for k, v in masks.items()}
     tensors |= {f"optimizer/{k}": v.detach().cpu().clone().contiguous() for k, v in optimizer.items()}
     tensors |= {f"random/{k}": v.contiguous() for k, v in randomness.items()}
-    source = source_of(model)
-    header = {"source": None if source is None else asdict(source), "tome": 0, "recipe": None, "results": None}
-    metadata = {"format": FORMAT, "mpviz": json.dumps(header), "recovery": json.dumps(asdict(progress))}
+    metadata = {"format": FORMAT, "mpviz": header_of(model), "recovery": json.dumps(asdict(progress))}
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-        for old in sorted(path.parent.glob(_PATTERN))[:-_KEPT]:
+        for old in all_of(path.parent)[:-_KEPT]:
             old.unlink()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}; earlier checkpoints are as they were") from error
@@ -90,9 +94,8 @@ def newest(folder: Path) -> Saved | None:
 
     Raises CheckpointError when there are checkpoints and none can be read.
     """
-    found = sorted(folder.glob(_PATTERN), reverse=True)
     problems = []
-    for path in found:
+    for path in reversed(all_of(folder)):
         try:
             return read(path)
         except CheckpointError as error:

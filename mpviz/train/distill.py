@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mpviz.errors import CheckpointError, DataError, ModelError, TrainingError
-from mpviz.nets.data import Split, Splits
+from mpviz.errors import ModelError, TrainingError
+from mpviz.nets.data import Split
 from mpviz.nets.forward import logits, pruned_copy
+from mpviz.train.feed import check_training_data
+from mpviz.train.keeper import check_every, open_folder
 from mpviz.train.plan import RecoveryPlan, identity, make_plan
 from mpviz.train.processes import choose_device, open_accelerator
 from mpviz.train.recovery import Setting, Training
@@ -62,6 +64,7 @@ def distill(
     progress: Callable[[float, str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    check: Callable[[nn.Module], None] | None = None,
     **options: Any,
 ) -> Recovery:
     """Train a copy of `student` under frozen masks on labels and on the teacher's answers.
@@ -74,7 +77,8 @@ def distill(
     with the same settings goes on where the folder stands; on a CPU it ends with the very bits of an uninterrupted run.
     device: "cpu", "cuda", or None for what there is (`Recovery.why` says which). workers: processes that decode image
     files. in_place: give the trained weights to `student` as well, at the end. progress(share done, text),
-    cancelled(), after_epoch(row of the history): called by the first process; `cancelled` by all.
+    cancelled(), after_epoch(row of the history): called by the first process; `cancelled` by all. check(network):
+    called by all after each epoch, such as `Projected.check` of a projection; what it raises ends the run.
     options: the other fields of `RecoveryPlan`: learning_rate, batch, accumulate, precision, mixup, augment, …
     One script runs in one process or, by ``accelerate launch`` (on GPUs) or ``torchrun``, in many.
 
@@ -84,19 +88,17 @@ def distill(
     holds another run; Cancelled when asked to stop, after a checkpoint. Recipe: arXiv:2606.02608.
     """
     plan = make_plan(epochs=epochs, temperature=temperature, weight=weight, optimizer=optimizer, seed=seed, **options)
-    _check_data(data)
-    if every < 1:
-        raise TrainingError(f"every = {every}; give a number of steps between checkpoints, 1 or more")
+    check_training_data(data)
+    check_every(every)
     trained = pruned_copy(student, masks or {}).eval()
     kept = {name: mask.detach().clone() for name, mask in (masks or {}).items()}
     chosen, why = choose_device(device)
-    guide = _guide(teacher, student, chosen, in_place)
+    guide = _guide(teacher, student, in_place)
     classes = _check_networks(trained, guide, data)
     known = identity(plan, trained, guide, kept, data)
-    folder = None if out is None else _folder(out)
-    setting = Setting(
-        trained, guide, kept, data, classes, plan, known, folder, every, workers, progress, cancelled, after_epoch
-    )
+    folder = open_folder(out)
+    told = (progress, cancelled, after_epoch, check)
+    setting = Setting(trained, guide, kept, data, classes, plan, known, folder, every, workers, *told)
     with contextlib.ExitStack() as stack:
         accelerator = stack.enter_context(open_accelerator(chosen, plan.precision, cancelled))
         training = Training(setting, accelerator, stack)
@@ -105,27 +107,14 @@ def distill(
         return _result(student, training, kept, reasons, in_place)
 
 
-def _check_data(data: Split) -> None:
-    if isinstance(data, Splits):
-        raise DataError("recovery takes the training data alone; give splits.train")
-    if not isinstance(data, Split):
-        raise DataError(f"recovery takes a Split, not a {type(data).__name__}; give splits.train of mp.load_data")
-    if data.name != "train":
-        raise DataError(f"recovery refuses the {data.name} split, which must only measure; give splits.train")
-    if len(data) == 0:
-        raise DataError("the train split is empty")
-
-
-def _guide(teacher: nn.Module | None, student: nn.Module, device: torch.device, in_place: bool) -> nn.Module | None:
-    """The teacher in eval mode on the device; a copy when that, or training in place, would change the caller's."""
+def _guide(teacher: nn.Module | None, student: nn.Module, in_place: bool) -> nn.Module | None:
+    """The teacher in eval mode; a copy when that, or training in place, would change the caller's."""
     if teacher is None:
         return None
     if in_place and teacher is student:
         raise TrainingError("the teacher is the student itself; give a copy of the dense network, or in_place=False")
-    places = {parameter.device.type for parameter in teacher.parameters()}
-    if teacher.training or places != {device.type} or device.type != "cpu":
-        return copy.deepcopy(teacher).eval().to(device)
-    return teacher
+    training = any(module.training for module in teacher.modules())
+    return copy.deepcopy(teacher).eval() if training else teacher
 
 
 def _check_networks(student: nn.Module, teacher: nn.Module | None, data: Split) -> int:
@@ -139,15 +128,6 @@ def _check_networks(student: nn.Module, teacher: nn.Module | None, data: Split) 
             "pruned from, or teacher=None"
         )
     return classes
-
-
-def _folder(out: str | Path) -> Path:
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot make the folder {folder} ({error}); choose another") from error
-    return folder
 
 
 def _reasons(
@@ -176,7 +156,7 @@ def _result(
         curve=training.metrics.table(),
         steps=training.step,
         seconds=training.seconds,
-        checkpoint=training.checkpoint,
+        checkpoint=training.keeper.checkpoint,
         plan=training.plan,
         why=why,
     )

@@ -11,10 +11,22 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mpviz.errors import DataError
-from mpviz.nets.data import Split
+from mpviz.nets.data import Split, Splits
 from mpviz.train.augment import FlipShift, SeededImages, TimmTransform, in_memory, with_transform
 from mpviz.train.batches import Order, deal, read
 from mpviz.train.plan import RecoveryPlan
+
+
+def check_training_data(data: object, what: str = "recovery") -> None:
+    """Raises DataError for anything but a training split with images. what: takes them, in words."""
+    if isinstance(data, Splits):
+        raise DataError(f"{what} takes the training data alone; give splits.train")
+    if not isinstance(data, Split):
+        raise DataError(f"{what} takes a Split, not a {type(data).__name__}; give splits.train of mp.load_data")
+    if data.name != "train":
+        raise DataError(f"{what} refuses the {data.name} split, which must only measure; give splits.train")
+    if len(data) == 0:
+        raise DataError("the train split is empty")
 
 
 @dataclass(frozen=True)

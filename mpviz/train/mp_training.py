@@ -10,19 +10,26 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mpviz.errors import Cancelled, DataError, TrainingError
+from mpviz.errors import Cancelled, TrainingError
 from mpviz.nets.data import Split
-from mpviz.rmt.fit import fit_bulk
+from mpviz.nets.factors import factored, replace_layer
+from mpviz.prune.options import misfit
+from mpviz.train.checkpoints import Progress, random_state, restore_random
+from mpviz.train.feed import check_training_data
+from mpviz.train.keeper import Keeper, answers, check_every, open_folder
 from mpviz.train.loop import elastic_net
+from mpviz.train.plan import data_digest, digest
+from mpviz.train.processes import randomness_kept
+from mpviz.train.thinning import kept_share, thin_out
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class MPPlan:
     SGD with momentum; the rate is multiplied by `decay` every `every` epochs. lambda1, lambda2: of the elastic net
     λ₁Σ|W| + λ₂ΣW² over all linear weights. remove: whether the sub-edge spectrum is thinned out after every `every`
     epochs, keeping a share max(0, 1 − epoch/horizon) of the singular values below σ₊, the largest of them, in layers
-    whose fit is at least "fair". factor: store a layer as two at the end where that takes fewer numbers.
+    whose fit is at least "fair". factor: store a layer as two at the end where that takes fewer numbers
+    (`mpviz.nets.factors`; `mp.save` and `mp.load` know them).
     """
 
     epochs: int = 100
@@ -50,6 +58,9 @@ class MPPlan:
 
     def checked(self) -> MPPlan:
         """Raises TrainingError for numbers that mean nothing."""
+        wrong = misfit(self)
+        if wrong is not None:
+            raise TrainingError(f"MP training cannot take {wrong}")
         for name in ("epochs", "every", "batch"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} = {getattr(self, name)}; give at least 1")
@@ -69,7 +80,8 @@ class MPTraining:
     """model: the trained copy, in eval mode. history: one row an epoch (index): loss, accuracy, learning_rate, seconds.
 
     log: one row a removal and layer: epoch, layer, grade and fit_error of its fit, edge σ₊, below (singular values
-    under it), share (kept of these), removed, rank (that is left). parameters: before and after factoring.
+    under it), share (kept of these), removed, rank (that is left). parameters: before and after factoring. checkpoint:
+    the last one in `out` (of the network before factoring), None without.
     """
 
     model: nn.Module
@@ -77,59 +89,7 @@ class MPTraining:
     log: pd.DataFrame
     parameters: tuple[int, int]
     plan: MPPlan
-
-
-def kept_share(epoch: int, horizon: float = 200.0) -> float:
-    """f(epoch) = max(0, 1 − epoch/horizon): the share of the singular values below the edge that stays.
-
-    >>> kept_share(0), kept_share(50), kept_share(400)
-    (1.0, 0.75, 0.0)
-    """
-    return max(0.0, 1.0 - epoch / horizon)
-
-
-def thin_out(weight: Tensor, share: float) -> tuple[Tensor, dict[str, Any]]:
-    """The matrix Float["out in"] without the smallest of its singular values below the fitted edge, and what was seen.
-
-    Of the k singular values below σ₊ the largest round(share · k) stay. A matrix whose fit is poor, or has none, comes
-    back as it is: its edge means nothing.
-    """
-    u, s, vt = torch.linalg.svd(weight.detach().double(), full_matrices=False)
-    values = np.sort((s.cpu().numpy() ** 2) / weight.shape[0])
-    # what an earlier removal left at zero comes back as rounding, and must not be taken for a spectrum
-    fit = fit_bulk(values.astype(np.float32), (weight.shape[0], weight.shape[1]), strict=False)
-    seen: dict[str, Any] = {"grade": fit.grade, "fit_error": fit.fit_error, "edge": fit.sigma_plus,
-                            "below": 0, "share": share, "removed": 0, "rank": int(fit.rank)}  # fmt: skip
-    if fit.grade not in ("good", "fair"):
-        return weight.detach().clone(), seen
-    floor = s[0] * max(weight.shape) * torch.finfo(torch.float32).eps
-    below = (s < fit.sigma_plus) & (s > floor)
-    gone = int(below.sum()) - round(share * int(below.sum()))
-    places = torch.nonzero(below).flatten()
-    keep = s > floor
-    if gone:
-        keep[places[-gone:]] = False
-    seen |= {"below": int(below.sum()), "removed": gone, "rank": int(keep.sum())}
-    if not gone:
-        return weight.detach().clone(), seen
-    return ((u[:, keep] * s[keep]) @ vt[keep]).to(weight), seen
-
-
-def factored(layer: nn.Linear) -> nn.Module:
-    """The layer as two with the same product, where its rank makes them smaller; else the layer itself."""
-    u, s, vt = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
-    out, inside = layer.weight.shape
-    rank = max(1, int((s > s[0] * max(out, inside) * torch.finfo(torch.float32).eps).sum()))
-    if rank * (out + inside) >= out * inside:
-        return layer
-    first, second = nn.Linear(inside, rank, bias=False), nn.Linear(rank, out, bias=layer.bias is not None)
-    with torch.no_grad():
-        root = s[:rank].sqrt()
-        first.weight.copy_(root[:, None] * vt[:rank])
-        second.weight.copy_(u[:, :rank] * root)
-        if layer.bias is not None:
-            second.bias.copy_(layer.bias)
-    return nn.Sequential(first, second).to(layer.weight)
+    checkpoint: Path | None = None
 
 
 def mp_train(
@@ -139,72 +99,154 @@ def mp_train(
     progress: Callable[[float, str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    out: str | Path | None = None,
+    every: int = 500,
 ) -> MPTraining:
     """Train a copy of a fully connected network on ``splits.train``; the last linear layer is never thinned out.
 
-    The network trains on the device where it is. Raises DataError for another split, TrainingError for a senseless
-    plan, a network with fewer than two linear layers or a loss that is not finite (it names epoch and step), Cancelled.
+    The network trains on the device where it is. out: folder for checkpoints, written every `every` optimiser steps,
+    at the end, and when it is cancelled (`mp.load` opens them, with the network as `model`). A call with the same
+    network, data and plan goes on where the folder stands; on a CPU it ends with the very bits of an uninterrupted run.
+    Raises DataError for another split; TrainingError for a senseless plan, a network with fewer than two linear layers
+    or a loss that is not finite (it names the step and the last good checkpoint); CheckpointError when `out` holds
+    another run; Cancelled.
     """
     plan = (plan or MPPlan()).checked()
-    if data.name != "train":
-        raise DataError(f"MP training refuses the {data.name} split, which must only measure; give splits.train")
-    trained = copy.deepcopy(model).train()
-    linear = {name: module for name, module in trained.named_modules() if isinstance(module, nn.Linear)}
-    if len(linear) < 2:
-        raise TrainingError(f"MP training needs a network with two linear layers or more; this one has {len(linear)}")
-    inner = dict(list(linear.items())[:-1])
-    device = next(trained.parameters()).device
-    images, labels = (values.to(device) for values in data.sample())
-    optimizer = torch.optim.SGD(trained.parameters(), lr=plan.learning_rate, momentum=plan.momentum)
-    weights, order = [layer.weight for layer in linear.values()], torch.Generator().manual_seed(plan.seed)
-    torch.manual_seed(plan.seed)
-    history: list[dict[str, Any]] = []
-    log: list[dict[str, Any]] = []
-    started = time.monotonic()
-    for epoch in range(1, plan.epochs + 1):
-        if cancelled is not None and cancelled():
-            raise Cancelled(f"MP training was cancelled before epoch {epoch}; the network is as it was")
-        rate = plan.learning_rate * plan.decay ** ((epoch - 1) // plan.every)
-        row = {"epoch": epoch, "learning_rate": rate}
-        row |= _epoch(trained, (images, labels), optimizer, weights, plan, rate, epoch, order)
-        if plan.remove and epoch % plan.every == 0:
-            log += _thin_out_all(inner, epoch, plan)
-        row["seconds"] = time.monotonic() - started
-        history.append(row)
+    check_every(every)
+    check_training_data(data, "MP training")
+    with randomness_kept():
+        run = _Run(copy.deepcopy(model).train(), data, plan, open_folder(out), every)
+        run.begin()
+        run.train(progress, cancelled, after_epoch)
+    trained = run.model.eval()
+    before = _count(trained)
+    for name, layer in run.inner.items() if plan.factor else ():
+        replace_layer(trained, name, factored(layer))
+    history = pd.DataFrame(run.history).set_index("epoch")
+    return MPTraining(trained, history, pd.DataFrame(run.log), (before, _count(trained)), plan, run.keeper.checkpoint)
+
+
+class _Run:
+    """One training, from its begin or a checkpoint to its end. inner: the linear layers but the last, by name."""
+
+    def __init__(self, model: nn.Module, data: Split, plan: MPPlan, folder: Path | None, every: int) -> None:
+        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        if len(linear) < 2:
+            raise TrainingError(
+                f"MP training needs a network with two linear layers or more; this one has {len(linear)}"
+            )
+        self.model, self.plan, self.every = model, plan, every
+        self.inner = dict(list(linear.items())[:-1])
+        self.weights = [layer.weight for layer in linear.values()]
+        self.device = next(model.parameters()).device
+        self.images, self.labels = (values.to(self.device) for values in data.sample())
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=plan.learning_rate, momentum=plan.momentum)
+        known = {"network": digest(model.state_dict()), "data": data_digest(data)} if folder else {}
+        self.keeper = Keeper(folder, asdict(plan) | known, "MP training")
+        self.per_epoch = math.ceil(len(self.labels) / plan.batch)
+        self.step, self.before = 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.log: list[dict[str, Any]] = []
+        self.partial = {"loss": 0.0, "hits": 0.0}
+
+    def begin(self) -> None:
+        """Take up what the folder holds, or write its first checkpoint."""
+        saved = self.keeper.newest()
+        self.keeper.take_up(saved, self.model, self.optimizer)
+        self.started = time.monotonic()
+        if saved is None:
+            torch.manual_seed(self.plan.seed)
+            self._save()
+            return
+        found = saved.progress
+        self.step, self.before, self.partial = found.step, found.seconds, dict(found.partial)
+        self.history, self.log = list(found.epochs), list(found.log)
+        restore_random(saved.part("random/"), self.device)
+
+    def train(
+        self,
+        progress: Callable[[float, str], None] | None,
+        cancelled: Callable[[], bool] | None,
+        after_epoch: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        """All epochs that are left."""
+        plan, order = self.plan, torch.Generator().manual_seed(self.plan.seed)
+        for epoch in range(1, plan.epochs + 1):
+            batches = torch.randperm(len(self.labels), generator=order).split(plan.batch)
+            # what a checkpoint holds already is drawn, and left out
+            for chosen in batches[max(0, self.step - (epoch - 1) * self.per_epoch) :]:
+                self._take_step(epoch, chosen.to(self.device))
+                if self.step % self.per_epoch == 0:
+                    self._check(epoch, chosen)
+                    self._end_epoch(epoch, after_epoch)
+                    if progress is not None:
+                        loss = self.history[-1]["loss"]
+                        progress(epoch / plan.epochs, f"epoch {epoch} of {plan.epochs}, loss {loss:.4f}")
+                stop = cancelled is not None and cancelled()
+                if stop or self.step % self.every == 0 or self.step == plan.epochs * self.per_epoch:
+                    self._save()
+                if stop:
+                    raise Cancelled(
+                        f"MP training was cancelled after step {self.step} (epoch {epoch}); {self.keeper.kept()}"
+                    )
+
+    def _rate(self, epoch: int) -> float:
+        return self.plan.learning_rate * self.plan.decay ** ((epoch - 1) // self.plan.every)
+
+    def _take_step(self, epoch: int, chosen: Tensor) -> None:
+        """One batch. Raises TrainingError for a loss that is not finite, before it reaches the weights."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(epoch)
+        x, y = self.images[chosen], self.labels[chosen]
+        found = self.model(x)
+        loss = F.cross_entropy(found, y) + elastic_net(self.weights, self.plan.lambda1, self.plan.lambda2)
+        if not torch.isfinite(loss):
+            self.keeper.spoiled(self.step, self.model, x)
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.step + 1} (epoch {epoch}); lower the learning rate; "
+                f"{self.keeper.kept()}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.partial["loss"] += loss.item() * len(y)
+        self.partial["hits"] += int((found.detach().argmax(1) == y).sum())
+
+    def _check(self, epoch: int, chosen: Tensor) -> None:
+        """Before its singular values are looked at, and at the end, a network must give finite logits."""
+        if not answers(self.model, self.images[chosen.to(self.device)]):
+            raise TrainingError(
+                f"the logits are not finite after step {self.step} (epoch {epoch}); lower the learning rate; "
+                f"{self.keeper.kept()}"
+            )
+        self.model.train()
+
+    def _end_epoch(self, epoch: int, after_epoch: Callable[[dict[str, Any]], None] | None) -> None:
+        """Note the epoch (loss is the objective with its penalty, accuracy that of its batches), and thin out."""
+        if self.plan.remove and epoch % self.plan.every == 0:
+            self.log += _thin_out_all(self.inner, epoch, self.plan)
+        seen = len(self.labels)
+        row = {
+            "epoch": epoch,
+            "learning_rate": self._rate(epoch),
+            "loss": self.partial["loss"] / seen,
+            "accuracy": self.partial["hits"] / seen,
+            "seconds": self.before + time.monotonic() - self.started,
+        }
+        self.history.append(row)
+        self.partial = dict.fromkeys(self.partial, 0.0)
         if after_epoch is not None:
             after_epoch(dict(row))
-        if progress is not None:
-            progress(epoch / plan.epochs, f"epoch {epoch} of {plan.epochs}, loss {row['loss']:.4f}")
-    before = _count(trained)
-    if plan.factor:
-        for name, layer in inner.items():
-            place, _, last = name.rpartition(".")
-            setattr(trained.get_submodule(place), last, factored(layer))
-    frame = pd.DataFrame(history).set_index("epoch")
-    return MPTraining(trained.eval(), frame, pd.DataFrame(log), (before, _count(trained)), plan)
 
-
-def _epoch(
-    model: nn.Module, data: tuple[Tensor, Tensor], optimizer: torch.optim.Optimizer, weights: list[Tensor],
-    plan: MPPlan, rate: float, epoch: int, order: torch.Generator,
-) -> dict[str, float]:  # fmt: skip
-    """One pass over all images; loss is the objective with its penalty, accuracy that of the training batches."""
-    images, labels = data
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    total, hits = 0.0, 0
-    for step, chosen in enumerate(torch.randperm(len(labels), generator=order).split(plan.batch), start=1):
-        x, y = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
-        found = model(x)
-        loss = F.cross_entropy(found, y) + elastic_net(weights, plan.lambda1, plan.lambda2)
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} at step {step} of epoch {epoch}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.item() * len(y)
-        hits += int((found.detach().argmax(1) == y).sum())
-    return {"loss": total / len(labels), "accuracy": hits / len(labels)}
+    def _save(self) -> None:
+        progress = Progress(
+            self.step, self.keeper.identity, self.history, self.partial,
+            self.before + time.monotonic() - self.started, log=self.log,
+        )  # fmt: skip
+        randomness = {} if self.keeper.folder is None else random_state(self.device)
+        self.keeper.write(self.model, {}, self.optimizer, randomness, progress)
 
 
 def _thin_out_all(layers: dict[str, nn.Linear], epoch: int, plan: MPPlan) -> list[dict[str, Any]]:

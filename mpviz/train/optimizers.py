@@ -13,7 +13,8 @@ from mpviz.errors import TrainingError, nearest
 
 OPTIMIZERS = ("adamw", "sgd")
 
-# Told by the last part of the name: these are places and marks in the sequence, not maps between features.
+# Told by the last part of a parameter's name, or of an embedding's that holds it: these are places and marks in the
+# sequence, not maps between features.
 _TABLE = re.compile(r"(pos(ition(al)?)?_?emb\w*|rel(ative)?_pos\w*|relative_(position_)?bias\w*|\w*_token)$")
 _NORMS = (nn.LayerNorm, nn.RMSNorm)  # of the norms, those whose scale can have two axes; vectors are exempt anyway
 
@@ -27,7 +28,8 @@ def decays(model: nn.Module) -> dict[str, bool]:
     own: Any = getattr(model, "no_weight_decay", None)
     exempt = set(own()) if callable(own) else set()
     for prefix, module in model.named_modules():
-        if isinstance(module, _NORMS):
+        table = isinstance(module, nn.Embedding) and _TABLE.match(prefix.rpartition(".")[2])
+        if isinstance(module, _NORMS) or table:
             exempt |= {f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
     return {
         name: not (parameter.ndim <= 1 or name in exempt or _TABLE.match(name.rpartition(".")[2]))

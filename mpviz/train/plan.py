@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils.data import Subset
 
 from mpviz.errors import CheckpointError, TrainingError, nearest
 from mpviz.nets.data import ImageArrays, Split
+from mpviz.nets.image_files import StrictImages
+from mpviz.prune.options import misfit
 from mpviz.train.augment import Augment, describe
 from mpviz.train.optimizers import OPTIMIZERS
 
@@ -29,10 +32,10 @@ class RecoveryPlan:
     epochs: whole ones and a part. weight: a, the teacher's share of the loss. temperature: τ. smoothing: of the labels.
     learning_rate, weight_decay, batch: None takes those of the paper for the optimizer (adamw 1e-5, 0.01, 32; sgd
     1e-3, 1e-4, 256). batch: images of one optimiser step over all processes; accumulate: micro-batches that each
-    process makes of its share. warmup: share of the steps. clip: largest gradient norm, 0 for none. precision: "no"
-    (float32), "bf16" or "fp16". mixup, cutmix: α of their Beta distributions, 0 for off. augment: FlipShift,
-    TimmTransform, or a function (images Float["b c h w"], generator) -> images, which is called with the part of a
-    batch that a process holds.
+    process makes of its share: they add up to the same step, but for batch norms, which see one micro-batch at a time.
+    warmup: share of the steps. clip: largest gradient norm, 0 for none. precision: "no" (float32), "bf16" or "fp16".
+    mixup, cutmix: α of their Beta distributions, 0 for off. augment: FlipShift, TimmTransform, or a function (images
+    Float["b c h w"], generator) -> images, which is called with the part of a batch that a process holds.
     """
 
     epochs: float = 3
@@ -70,6 +73,10 @@ class RecoveryPlan:
 
     def checked(self) -> RecoveryPlan:
         """The plan with automatic values filled in. Raises TrainingError that names the value and what it may be."""
+        describe(self.augment)
+        wrong = misfit(self)
+        if wrong is not None:
+            raise TrainingError(f"recovery cannot take {wrong}")
         if self.optimizer not in OPTIMIZERS:
             raise TrainingError(f"unknown optimizer '{self.optimizer}'; {nearest(self.optimizer, OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
@@ -93,7 +100,6 @@ class RecoveryPlan:
             good = np.isfinite(value) and value >= low and (high is None or value <= high)
             if not good or (words == "above 0" and value == 0):
                 raise TrainingError(f"{name} = {value!r}; it must be {words}")
-        describe(self.augment)
         return replace(self, learning_rate=self.rate, weight_decay=self.decay, batch=self.size)
 
     def record(self) -> dict[str, Any]:
@@ -116,24 +122,25 @@ def identity(
 ) -> dict[str, Any]:
     """All that decides the outcome, as JSON data: the plan, and short digests of networks, masks and data."""
     return plan.record() | {
-        "student": _digest(student.state_dict()),
-        "teacher": None if teacher is None else _digest(teacher.state_dict()),
-        "masks": _digest(masks),
-        "data": _data_digest(data),
+        "student": digest(student.state_dict()),
+        "teacher": None if teacher is None else digest(teacher.state_dict()),
+        "masks": digest(masks),
+        "data": data_digest(data),
     }
 
 
-def compare(asked: Mapping[str, Any], found: Mapping[str, Any], folder: object) -> None:
+def compare(asked: Mapping[str, Any], found: Mapping[str, Any], folder: object, what: str = "recovery") -> None:
     """Refuse to go on with another run than the one in the folder. Raises CheckpointError naming what differs."""
     different = [key for key in {**found, **asked} if asked.get(key) != found.get(key)]
     if different:
         shown = "; ".join(f"{key}: {found.get(key)!r} there, {asked.get(key)!r} asked" for key in different[:4])
         raise CheckpointError(
-            f"{folder} holds another recovery ({shown}); give the settings it was started with, or another folder"
+            f"{folder} holds another {what} ({shown}); give the settings it was started with, or another folder"
         )
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, shapes, types and every bit of some tensors."""
     state = xxhash.xxh3_128()
     for name, tensor in tensors.items():
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -141,8 +148,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def _data_digest(data: Split) -> str:
-    """Of pixels and labels in memory; of files how many there are and their classes."""
+def data_digest(data: Split) -> str:
+    """Of pixels and labels in memory; of image files the names and some sizes; else how many there are, and classes."""
     state, dataset = xxhash.xxh3_128(f"{data.name} {len(data)} {data.classes}".encode()), data.dataset
     while isinstance(dataset, Subset):
         state.update(np.asarray(dataset.indices, dtype=np.int64).data)
@@ -150,4 +157,16 @@ def _data_digest(data: Split) -> str:
     if isinstance(dataset, ImageArrays):
         state.update(dataset.images.numpy().data)
         state.update(dataset.labels.numpy().data)
+    if isinstance(dataset, StrictImages):
+        state.update("\n".join(dataset.reader.filenames()).encode())
+        paths = dataset.reader.filenames(absolute=True)
+        state.update(str([_size(path) for path in paths[:: 1 + len(paths) // 1000]]).encode())
     return state.hexdigest()
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; −1 where there is none of that name, as inside an archive."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

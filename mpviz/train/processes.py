@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import random
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mpviz.errors import Cancelled, TrainingError
 
@@ -57,7 +59,7 @@ def open_accelerator(device: torch.device, precision: str, cancelled: Callable[[
         raise TrainingError("recovery needs Hugging Face accelerate: pip install mpviz[train]") from error
     if precision == "fp16" and device.type == "cpu":
         raise TrainingError("float16 training needs a GPU; use precision='bf16' or 'no'")
-    with _turn(cancelled), _randomness_kept(), _current(device):
+    with _turn(cancelled), randomness_kept(), _current(device):
         kept = [(state, dict(state._shared_state)) for state in (AcceleratorState, PartialState, GradientState)]
         GradientState._reset_state()
         AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
@@ -74,6 +76,12 @@ def open_accelerator(device: torch.device, precision: str, cancelled: Callable[[
                 for state, content in kept:
                     state._shared_state.clear()
                     state._shared_state.update(content)
+
+
+def launched() -> tuple[int, int]:
+    """The number of this process among those that were launched together, and how many they are."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")) if world > 1 else 0), world
 
 
 def seed_everything(seed: int, rank: int) -> None:
@@ -96,7 +104,8 @@ def _turn(cancelled: Callable[[], bool] | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _randomness_kept() -> Iterator[None]:
+def randomness_kept() -> Iterator[None]:
+    """Inside, the global generators of Python, numpy and torch may be used; afterwards they are as they were."""
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
@@ -104,6 +113,12 @@ def _randomness_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on the device: itself where it is there already, else a copy, so that its owner's stays."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return network if all(one.device == device for one in tensors) else copy.deepcopy(network).to(device)
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -21,11 +21,12 @@ from mpviz.train.augment import Mixing
 from mpviz.train.batchnorm import shared_statistics
 from mpviz.train.feed import Feed, Part
 from mpviz.train.frozen import FrozenMasks
+from mpviz.train.keeper import Keeper, answers
 from mpviz.train.metrics import Metrics
 from mpviz.train.objectives import recovery_loss
 from mpviz.train.optimizers import build_optimizer, cosine_factor
-from mpviz.train.plan import RecoveryPlan, compare
-from mpviz.train.processes import seed_everything
+from mpviz.train.plan import RecoveryPlan
+from mpviz.train.processes import placed, seed_everything
 
 _QUIET = 0.1  # seconds between two reports of progress
 
@@ -47,6 +48,7 @@ class Setting:
     progress: Callable[[float, str], None] | None = None
     cancelled: Callable[[], bool] | None = None
     after_epoch: Callable[[dict[str, Any]], None] | None = None
+    check: Callable[[nn.Module], None] | None = None
 
 
 class Training:
@@ -56,7 +58,8 @@ class Training:
         self.s, self.accelerator, self.plan = setting, accelerator, setting.plan
         self.device, self.world, self.rank = accelerator.device, accelerator.num_processes, accelerator.process_index
         self.model = setting.student.to(self.device)
-        self.teacher = setting.teacher
+        # only here is it known which device this process has: each has its own where several train
+        self.teacher = None if setting.teacher is None else placed(setting.teacher, self.device)
         self.frozen = FrozenMasks(self.model, setting.masks)
         self.feed = Feed(setting.data, self.plan, self.model, setting.classes, setting.workers, self.rank, self.world)
         self.per_epoch = self.feed.order.steps
@@ -76,7 +79,7 @@ class Training:
         self.step, self.seconds, self._said = 0, 0.0, 0.0
         self.epochs: list[dict[str, Any]] = []
         self.partial = {"loss": 0.0, "hits": 0.0, "seen": 0.0}
-        self.checkpoint: Path | None = None
+        self.keeper = Keeper(setting.folder, setting.identity, writes=accelerator.is_main_process)
         self.metrics = Metrics(None)
 
     # ---- the way through the steps
@@ -93,11 +96,11 @@ class Training:
                     self.seconds = before + time.monotonic() - started
                     ended = self.step % self.per_epoch == 0 or self.step == self.steps
                     if ended:
-                        self._end_epoch(epoch)
+                        self._end_epoch(epoch, parts[0].images)
                     if ended or stop or self.step % self.s.every == 0:
                         self.save()
                     if stop:
-                        raise Cancelled(f"the recovery was cancelled after step {self.step}; {self._kept()}")
+                        raise Cancelled(f"the recovery was cancelled after step {self.step}; {self.keeper.kept()}")
                     self._report(epoch, ended)
         finally:
             self.metrics.close()
@@ -116,7 +119,9 @@ class Training:
         try:
             yield from self.feed.batches(epoch, self.step % self.per_epoch)
         except DataError as error:
-            raise DataError(f"{error}; stopped at step {self.step + 1} of {self.steps}; {self._kept()}") from error
+            raise DataError(
+                f"{error}; stopped at step {self.step + 1} of {self.steps}; {self.keeper.kept()}"
+            ) from error
 
     def take_step(self, epoch: int, parts: list[Part], size: int) -> bool:
         """One optimiser step on the parts that this process holds of a batch of `size`; True when asked to stop.
@@ -141,9 +146,10 @@ class Training:
             sums = self.accelerator.reduce(sums, reduction="sum")
         loss_sum, hit_sum, stop = sums.tolist()
         if not math.isfinite(loss_sum):
+            self.keeper.spoiled(self.step, self.model, parts[0].images.to(self.device))
             raise TrainingError(
                 f"the loss is {loss_sum / size} at step {self.step + 1} of {self.steps} (epoch {epoch + 1}); lower the "
-                f"learning rate of {self.plan.rate:g} or look at the data; {self._kept()}"
+                f"learning rate of {self.plan.rate:g} or look at the data; {self.keeper.kept()}"
             )
         self._update()
         self.step += 1
@@ -183,10 +189,19 @@ class Training:
 
     # ---- epochs, files
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _end_epoch(self, epoch: int, images: Tensor) -> None:
+        if self.step == self.steps and not self._answers(images):
+            raise TrainingError(
+                f"the logits are not finite after the last step, {self.step}; lower the learning rate of "
+                f"{self.plan.rate:g}; {self.keeper.kept()}"
+            )
         regrown = self.frozen.regrown()
         if regrown is not None:
-            raise TrainingError(f"removed entries of {regrown} are not zero after epoch {epoch + 1}; {self._kept()}")
+            raise TrainingError(
+                f"removed entries of {regrown} are not zero after epoch {epoch + 1}; {self.keeper.kept()}"
+            )
+        if self.s.check is not None:
+            self.s.check(self.model)
         seen = self.partial["seen"]
         row = {
             "epoch": epoch + 1,
@@ -201,6 +216,10 @@ class Training:
         if self.s.after_epoch is not None and self.accelerator.is_main_process:
             self.s.after_epoch(dict(row))
 
+    def _answers(self, images: Tensor) -> bool:
+        """Whether all processes get finite logits: no loss follows the last update and would tell."""
+        return all(self._gather(answers(self.model, images.to(self.device))))
+
     def _report(self, epoch: int, ended: bool) -> None:
         if self.s.progress is None or not self.accelerator.is_main_process:
             return
@@ -212,20 +231,10 @@ class Training:
                 f"epoch {epoch + 1} of {self.passes}, step {self.step} of {self.steps}, loss {loss:.4f}",
             )
 
-    def _kept(self) -> str:
-        if self.checkpoint is None:
-            return "nothing was kept: out=None"
-        return f"the last good checkpoint is {self.checkpoint}"
-
     def save(self) -> None:
         """Write the checkpoint of this step; all processes come here, one writes."""
         if self.s.folder is None:
             return
-        for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise TrainingError(
-                    f"{name} is not finite after step {self.step}; lower the learning rate; {self._kept()}"
-                )
         scaler = getattr(self.accelerator, "scaler", None)
         randomness: dict[str, Tensor] = {}
         for rank, state in enumerate(self._gather(checkpoints.random_state(self.device))):
@@ -238,11 +247,7 @@ class Training:
             seconds=self.seconds,
             scaler=None if scaler is None else scaler.state_dict(),
         )
-        path = checkpoints.path_of(self.s.folder, self.step)
-        if self.accelerator.is_main_process:
-            memory = checkpoints.optimizer_tensors(self.memory, self.model)
-            checkpoints.write(path, self.model, self.s.masks, memory, randomness, progress)
-        self.checkpoint = path
+        self.keeper.write(self.model, self.s.masks, self.memory, randomness, progress)
 
     def _gather(self, value: Any) -> list[Any]:
         """One value from each process, in their order."""
@@ -254,24 +259,19 @@ class Training:
 
     def _resume(self) -> checkpoints.Saved | None:
         """Take up what the folder holds. Raises CheckpointError when it is another run, or not the same everywhere."""
-        folder = self.s.folder
-        if folder is None:
-            return None
-        saved = checkpoints.newest(folder)
+        saved = self.keeper.newest()
         found = self._gather(None if saved is None else saved.progress.step)
         if len(set(found)) > 1:
-            raise CheckpointError(f"the processes see different files in {folder}; it must be one folder for all nodes")
-        if self.accelerator.is_main_process:
-            checkpoints.sweep(folder)
+            raise CheckpointError(
+                f"the processes see different files in {self.s.folder}; it must be one folder for all nodes"
+            )
+        self.keeper.take_up(saved, self.model, self.memory)
         if saved is None:
             return None
         progress = saved.progress
-        compare(self.s.identity, progress.identity, folder)
-        self.model.load_state_dict(saved.part("model/"))
-        checkpoints.restore_optimizer(self.memory, self.model, saved.part("optimizer/"))
         if progress.scaler is not None and getattr(self.accelerator, "scaler", None) is not None:
             self.accelerator.scaler.load_state_dict(progress.scaler)
-        self.step, self.seconds, self.checkpoint = progress.step, progress.seconds, saved.path
+        self.step, self.seconds = progress.step, progress.seconds
         self.epochs, self.partial = list(progress.epochs), dict(progress.partial)
         return saved
 

@@ -94,29 +94,45 @@ def share(value: float) -> str:
     return f"{shown}{text.THIN}%"
 
 
-def comparison_rows(comparison: pd.DataFrame) -> list[tuple[str, str, str, str, str]]:
-    """Before and after as words: quantity, dense, pruned, change, tier. Shares are floats, counts are whole numbers."""
+def comparison_head(comparison: pd.DataFrame) -> tuple[str, ...]:
+    """What stands above the columns of `comparison_rows`."""
+    return ("", "dense", *_networks(comparison), "change", "known as")
+
+
+def _networks(comparison: pd.DataFrame) -> list[str]:
+    return [name for name in ("pruned", "recovered") if name in comparison]
+
+
+def comparison_rows(comparison: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Before and after as words: quantity, dense, pruned (and recovered), change, tier.
+
+    Shares are floats, counts are whole numbers. The change is that of the last network over the dense one.
+    """
     rows = []
-    columns = (comparison[name].tolist() for name in ("quantity", "dense", "pruned", "tier"))
-    for quantity, dense, pruned, tier in zip(*columns, strict=True):
-        if pruned is None:
-            rows.append((quantity, "", "", "", tier))
-        elif dense is None:
-            rows.append((quantity, "", share(pruned), "", tier))
+    for row in comparison.to_dict("records"):
+        dense, after = row["dense"], [row[name] for name in _networks(comparison)]
+        last, shown = after[-1], [_amount(value) for value in (dense, *after)]
+        if last is None or dense is None:
+            change = ""
         elif isinstance(dense, float):
-            change = points(pruned - dense)
-            rows.append((quantity, share(dense), share(pruned), change, tier))
+            change = points(last - dense)
         else:
-            change = f"{MINUS}{share((dense - pruned) / dense)}" if dense > pruned else "±0"
-            rows.append((quantity, text.count(dense), text.count(pruned), change, tier))
+            change = f"{MINUS}{share((dense - last) / dense)}" if dense > last else "±0"
+        rows.append((str(row["quantity"]), *shown, change, str(row["tier"])))
     return rows
+
+
+def _amount(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return share(value) if isinstance(value, float) else text.count(value)
 
 
 def _comparison(comparison: pd.DataFrame | None, theme: str) -> str:
     if comparison is None:
         return tables.comparison_table(None, theme)
-    rows = [[*map(text.escape, row[:4]), tables.chip(row[4], theme)] for row in comparison_rows(comparison)]
-    return tables.html_table(("", "dense", "pruned", "change", "known as"), rows, theme)
+    rows = [[*map(text.escape, row[:-1]), tables.chip(row[-1], theme)] for row in comparison_rows(comparison)]
+    return tables.html_table(comparison_head(comparison), rows, theme)
 
 
 def _coverage(curve: CurveView | None, note: str) -> str:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
-import numpy as np
 import pandas as pd
 
-from mpviz.errors import DataError, nearest
+from mpviz.errors import DataError
 from mpviz.nets.paths import data_root
 from mpviz.ui import tables, text
+from mpviz.ui.method_figures import MARKS, check_columns, method_colour, removed_figure, spectra_figure, usual_sparsity
 from mpviz.ui.page import filled_page, footer
-from mpviz.ui.theme import CONFIG, Json, axis, faint, hatch, layout, note, palette
+from mpviz.ui.theme import CONFIG, Json, axis, faint, layout, note, palette
 
 METRICS = (
     "method", "seed", "sparsity", "phase", "accuracy", "dense_accuracy", "coverage", "budget", "cross_entropy_change",
 )  # fmt: skip
-SPECTRA = ("method", "layer", "values", "sigma_plus", "grade")
-BINS = 60
-LAYERS = ("method", "seed", "sparsity", "layer", "role", "params", "removed", "restored")
 PANELS = {
     "accuracy": ("accuracy, %", 100.0),
     "coverage": ("certified, %", 100.0),
-    "budget": ("B<sub>T</sub> = 2·mean ‖Δz‖<sub>∞</sub>", 1.0),
+    "budget": ("least B<sub>T</sub> (measured)", 1.0),
     "cross_entropy_change": ("change of cross-entropy, nats", 1.0),
 }
 _DASHES = ("solid", "dash", "dot", "dashdot")
-_MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 
 
 def comparison_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +31,7 @@ def comparison_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
     metrics: of `mp.run_grid`. Raises DataError for a frame without rows or columns that are needed.
     """
-    _check(metrics, METRICS)
+    check_columns(metrics, METRICS)
     groups = metrics.groupby(["phase", "method", "sparsity"], sort=True)
     table = pd.DataFrame({"seeds": groups["seed"].nunique()})
     for name in PANELS:
@@ -44,10 +40,12 @@ def comparison_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_figure(metrics: pd.DataFrame, theme: str = "light", phase: str | None = None) -> Json:
-    """Panels over the sparsity: accuracy, certified share, measured B_T, the cross-entropy's change; what is known.
+    """Panels over the sparsity: accuracy, certified share, least B_T, the cross-entropy's change; what is known.
 
-    A line is the mean over seeds, its band ± one sample standard deviation; a method keeps colour and mark in all
-    panels, and its numbers before recovery are hollow. phase: "pruned" or "recovered" alone. Raises DataError.
+    The least B_T (measured) is 2·mean‖Δz‖∞ over the samples: no data-path budget B_T = (2/|T|) Σ L_x‖Rψ₁(x)‖∞ can be
+    smaller, whatever its constants L_x, and the cross-entropy cannot have changed by more. A line is the mean over
+    seeds, its band ± one sample standard deviation; a method keeps colour and mark in all panels, and its numbers
+    before recovery are hollow. phase: "pruned" or "recovered" alone. Raises DataError.
     """
     table = comparison_table(metrics)
     phases = [name for name in ("pruned", "recovered") if name in set(table["phase"])]
@@ -98,7 +96,7 @@ def _lines(
     """The line of a method in a panel, and the band behind it where there are seeds enough."""
     if rows.empty:
         return []
-    colour, method = _colour(place, theme), str(rows["method"].iloc[0])
+    colour, method = method_colour(place, theme), str(rows["method"].iloc[0])
     shown = {"xaxis": f"x{key}", "yaxis": f"y{key}", "legendgroup": method}
     x, y = (100 * rows["sparsity"]).tolist(), (scale * rows[name]).tolist()
     spread = (scale * rows[f"{name}_spread"]).fillna(0.0).tolist()
@@ -114,19 +112,12 @@ def _lines(
     made.append({
         "type": "scatter", "mode": "lines+markers", "name": text.escape(method), "x": x, "y": y, "customdata": custom,
         "line": {"color": colour, "width": 1.2 if hollow else 2, "dash": "dot" if hollow else _DASHES[place // 8 % 4]},
-        "marker": {"symbol": _MARKS[place % 8] + ("-open" if hollow else ""), "size": 7, "color": colour},
-        "hovertemplate": f"{text.escape(method)}, {words}<br>%{{x:.0f}} %: %{{y:.4g}} ± %{{customdata[0]:.2g}} "
-                         "(%{customdata[1]} seeds)<extra></extra>",
+        "marker": {"symbol": MARKS[place % 8] + ("-open" if hollow else ""), "size": 7, "color": colour},
+        "hovertemplate": f"{text.escape(method)}, {words}<br>at %{{x:.0f}} %, {PANELS[name][0]}: %{{y:.4g}} ± "
+                         "%{customdata[0]:.2g} (%{customdata[1]} seeds)<extra></extra>",
         "showlegend": legend, **shown,
     })  # fmt: skip
     return made
-
-
-def _colour(place: int, theme: str) -> str:
-    colours = palette(theme)
-    lines = (colours.measured, colours.threshold, colours.edge, colours.spike, colours.removed)
-    made = [*(colour.line for colour in lines), colours.muted, colours.ink, colours.bulk.fill]
-    return made[place % len(made)]
 
 
 def _dense(figure: Json, accuracy: float, colour: str) -> None:
@@ -135,101 +126,6 @@ def _dense(figure: Json, accuracy: float, colour: str) -> None:
     figure["layout"].setdefault("shapes", []).append({"type": "line", "line": line, **place})
     words = note("dense", colour, x=1, xref="x domain", y=100 * accuracy, yref="y", xanchor="right", yanchor="bottom")
     figure["layout"].setdefault("annotations", []).append(words)
-
-
-def removed_figure(layers: pd.DataFrame, sparsity: float | None = None, theme: str = "light") -> Json:
-    """What each method removed of each kind of layer (each layer if all are alike) at one sparsity, and what came back.
-
-    Bars are shares of the entries of that kind, means over seeds; the hatched part was removed in the last step of
-    prune–restore and has come back. Raises DataError.
-    """
-    _check(layers, LAYERS)
-    at = layers["sparsity"].max() if sparsity is None else sparsity
-    rows = layers[(layers["sparsity"] - at).abs() < 1e-9]
-    if rows.empty:
-        known = ", ".join(f"{value:g}" for value in sorted(layers["sparsity"].unique()))
-        raise DataError(f"the grid has no sparsity {at:g}; it has {known}")
-    kind = "role" if rows["role"].nunique() > 1 else "layer"  # one bar for a whole network would say nothing
-    sums = rows.groupby(["method", kind], sort=False)[["params", "removed", "restored"]].sum()
-    shares = sums[["removed", "restored"]].div(sums["params"], axis=0)
-    roles = list(dict.fromkeys(rows[kind]))
-    figure: Json = {"data": [], "layout": layout(theme)}
-    for place, method in enumerate(dict.fromkeys(layers["method"])):
-        if method not in shares.index.get_level_values(0):
-            continue
-        own, colour = shares.loc[method].reindex(roles).fillna(0.0), _colour(place, theme)
-        common = {"type": "bar", "x": [text.escape(text.short_name(role)) for role in roles], "offsetgroup": str(place),
-                  "legendgroup": method}  # fmt: skip
-        figure["data"].append(common | {
-            "name": text.escape(method), "y": (100 * own["removed"]).tolist(), "marker": {"color": colour},
-            "hovertemplate": f"{text.escape(method)}: %{{y:.2f}} % of %{{x}} removed<extra></extra>",
-        })  # fmt: skip
-        if own["restored"].any():
-            figure["data"].append(common | {
-                "name": f"{text.escape(method)}, came back", "y": (100 * own["restored"]).tolist(),
-                "base": (100 * own["removed"]).tolist(),
-                "marker": {"color": faint(colour, 0.25), "pattern": hatch(palette(theme).neutral, "/")},
-                "hovertemplate": f"{text.escape(method)}: %{{y:.2f}} % of %{{x}} came back<extra></extra>",
-            })  # fmt: skip
-    figure["layout"] |= {
-        "barmode": "group", "showlegend": True, "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": axis(theme, grid=False), "yaxis": axis(theme, f"removed at sparsity {100 * at:.0f} %, % of the kind"),
-        "margin": {"l": 64, "r": 16, "t": 48, "b": 44},
-    }  # fmt: skip
-    return figure
-
-
-def spectra_figure(
-    spectra: pd.DataFrame, layer: str | None = None, methods: Sequence[str] | None = None, theme: str = "light"
-) -> Json:
-    """Singular values of a layer: of the dense network as an area, after each method as a line, in common bins.
-
-    spectra: of `mpviz.grid_results.spectra_after`. layer: the first when None. methods: in the order of the other
-    figures, so that each keeps its colour. Dashed: the fitted edges σ₊ where the fit is not poor. Raises DataError.
-    """
-    _check(spectra, SPECTRA)
-    names = list(dict.fromkeys(spectra["layer"]))
-    shown = names[0] if layer is None else layer
-    rows = {str(row["method"]): row for row in spectra[spectra["layer"] == shown].to_dict("records")}
-    if not rows:
-        raise DataError(f"no spectra of the layer '{shown}'; {nearest(str(shown), names)}")
-    order = list(methods) if methods is not None else [name for name in rows if name != "dense"]
-    top = max(max(row["values"], default=0.0) for row in rows.values())
-    edges = np.linspace(0.0, 1.02 * top or 1.0, BINS + 1)
-    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
-    figure: Json = {"data": [], "layout": layout(theme)}
-    shapes: list[Json] = []
-    tallest, beyond = 1, 0  # what is near zero would flatten everything else
-    for name in ("dense", *order):
-        if name not in rows:
-            continue
-        colour = palette(theme).neutral.line if name == "dense" else _colour(order.index(name), theme)
-        counts, _ = np.histogram(rows[name]["values"], edges)
-        tallest = max(tallest, int(counts[2:].max()))
-        beyond = max(beyond, int(counts[:2].max()))
-        area = {"fill": "tozeroy", "fillcolor": faint(colour, 0.25)} if name == "dense" else {}
-        figure["data"].append({
-            "type": "scatter", "mode": "lines", "name": text.escape(name), "x": middles, "y": counts.tolist(), **area,
-            "line": {"shape": "hvh", "color": colour, "width": 1 if name == "dense" else 1.8},
-            "hovertemplate": f"{text.escape(name)}, fit {text.escape(rows[name]['grade'])}: %{{y}} singular values "
-                             "at %{x:.3g}<extra></extra>",
-        })  # fmt: skip
-        if rows[name]["grade"] in ("good", "fair"):
-            at = float(rows[name]["sigma_plus"])
-            line = {"color": colour, "width": 1.2, "dash": "dash"}
-            shapes.append({"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "y domain", "line": line})
-    if beyond > 1.1 * tallest:
-        words = note(f"↑ to {beyond}", palette(theme).muted, x=0, xref="x domain", y=1, yref="y domain", xanchor="left",
-                     xshift=26, yanchor="top")  # fmt: skip
-        figure["layout"]["annotations"] = [words]
-    figure["layout"] |= {
-        "shapes": shapes, "showlegend": True, "hovermode": "x unified",
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": axis(theme, f"singular value of {text.escape(shown)}", grid=False),
-        "yaxis": axis(theme, "how many", range=[0, 1.1 * tallest]),
-        "margin": {"l": 64, "r": 16, "t": 48, "b": 48},
-    }  # fmt: skip
-    return figure
 
 
 def comparison_html(
@@ -242,13 +138,18 @@ def comparison_html(
     figure out, and remark says why. nav: HTML at the head of the page, already safe.
     Raises DataError for frames that are no grid's, MpvizError for an unknown theme.
     """
-    methods, figures = list(dict.fromkeys(metrics["method"])), {"curves": comparison_figure(metrics, theme)}
-    if not layers.empty:
-        figures["removed"] = removed_figure(layers, theme=theme)
+    methods = list(dict.fromkeys(metrics["method"]))
     names = [] if spectra is None else list(dict.fromkeys(spectra["layer"]))
-    each = [] if spectra is None else [spectra_figure(spectra, name, methods, theme) for name in names]
-    drawn = {"config": CONFIG, "figures": figures, "layers": names,
-             "spectra": each}  # fmt: skip
+    sparsities = [] if layers.empty else sorted(set(layers["sparsity"]))
+    drawn = {
+        "config": CONFIG,
+        "curves": comparison_figure(metrics, theme),
+        "sparsities": [f"{100 * at:g} %" for at in sparsities],
+        "first": sparsities.index(usual_sparsity(layers)) if sparsities else 0,
+        "removed": [removed_figure(layers, at, methods, theme) for at in sparsities],
+        "layers": names,
+        "spectra": [] if spectra is None else [spectra_figure(spectra, name, methods, theme) for name in names],
+    }
     parts = {
         "nav": nav,
         "no_removed": "hidden" if layers.empty else "",
@@ -280,7 +181,8 @@ def _table_html(metrics: pd.DataFrame, theme: str) -> str:
          *(spread(row, name, scale) for name, (_, scale) in PANELS.items())]
         for _, row in table.sort_values(["sparsity", "method", "phase"]).iterrows()
     ]  # fmt: skip
-    head = ("method", "phase", "sparsity, %", "seeds", "accuracy, %", "certified, %", "B_T", "change of CE, nats")
+    head = ("method", "phase", "sparsity, %", "seeds", "accuracy, %", "certified, %", "least B_T (measured)",
+            "change of CE, nats")  # fmt: skip
     return tables.html_table(head, rows, theme)
 
 
@@ -296,11 +198,3 @@ def paper_table(sparsities: list[float], theme: str = "light") -> str:
         return "<p>Its table ends below the sparsities of this grid.</p>"
     rows = [[text.escape(str(m)), *(f"{float(row[known[s]]):.2f}" for s in near)] for m, row in theirs.iterrows()]
     return tables.html_table(("top-1, %", *(f"{100 * s:g} %" for s in near)), rows, theme)
-
-
-def _check(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise DataError(f"this is no table of a grid: {', '.join(missing)} missing; take it from mp.run_grid")
-    if frame.empty:
-        raise DataError("the table of the grid has no rows; run the recipe first")

@@ -11,17 +11,17 @@ import numpy as np
 from mpviz.errors import CheckpointError, ModelError
 from mpviz.files import write_text
 from mpviz.ui import text
-from mpviz.ui._report_page import Content, comparison_rows, page, points
+from mpviz.ui._report_page import Content, comparison_head, comparison_rows, page, points
 from mpviz.workbench.sources import spectrum_view
 from mpviz.workbench.views import CurveView
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mpviz.pipeline import RunResult
+    from mpviz.run_results import RunResult
     from mpviz.workbench.state import Workbench
 
-__all__ = ["comparison_rows", "report_html", "workbench_html", "write_report"]
+__all__ = ["comparison_head", "comparison_rows", "report_html", "workbench_html", "write_report"]
 
 
 def report_html(
@@ -34,24 +34,14 @@ def report_html(
     """
     cert, name, budgets = result.certificate, result.recipe.model.name, result.budgets
     curve = curve or curve_view(result)
-    note = ""
-    if curve is not None and curve.n_samples != len(cert):
-        # two standard errors of a share of one half: no share scatters more
-        note = (
-            f"The curve is measured on {text.count(curve.n_samples)} of the {text.count(len(cert))} images, which "
-            f"leaves up to about ±{text.significant(100 / curve.n_samples**0.5, 1)} points between it and the numbers "
-            "above."
-        )
+    headline, details = _headline(budgets, cert.coverage, name), _details(result)
+    if result.recovered is not None:
+        headline = _recovered_headline(result)
     content = Content(
         model=name,
         data=result.recipe.data.name,
-        headline=_headline(budgets, cert.coverage, name),
-        details=(
-            f"On {text.count(len(cert))} {cert.split} images, {text.percent(cert.unchanged)} of the predictions are in "
-            f"fact unchanged, and accuracy goes from {text.percent(cert.dense_accuracy)} to "
-            f"{text.percent(cert.accuracy)} ({points(cert.accuracy - cert.dense_accuracy)}). {_removed(budgets)} "
-            "are gone, without any training afterwards."
-        ),
+        headline=headline,
+        details=details,
         tier=cert.tier,
         table=result.table,
         budgets=budgets,
@@ -59,9 +49,40 @@ def report_html(
         recipe=result.recipe.to_toml(),
         comparison=result.comparison,
         curve=curve,
-        curve_note=note,
+        curve_note="" if curve is None else _curve_note(curve, result),
     )
     return page(content, theme, when or datetime.now().astimezone())
+
+
+def _details(result: RunResult) -> str:
+    cert, name = result.certificate, result.recipe.model.name
+    on, gone = f"On {text.count(len(cert))} {cert.split} images", f"{_removed(result.budgets)} are gone"
+    dense, pruned = text.percent(cert.dense_accuracy), text.percent(cert.accuracy)
+    if result.recovered is None:
+        return (
+            f"{on}, {text.percent(cert.unchanged)} of the predictions are in fact unchanged, and accuracy goes from "
+            f"{dense} to {pruned} ({points(cert.accuracy - cert.dense_accuracy)}). {gone}, without any training "
+            "afterwards."
+        )
+    after, epochs = result.recovered.certificate, result.recipe.recover.epochs
+    return (
+        f"{on}, the dense network is right on {dense}. {gone}; training for {epochs:g} epoch"
+        f"{'' if epochs == 1 else 's'} of the training split, the dense network its teacher, takes accuracy from "
+        f"{pruned} to {text.percent(after.accuracy)}. {text.percent(after.unchanged)} of the predictions are then the "
+        f"same as those of the dense {name}, {text.percent(after.coverage)} certified so."
+    )
+
+
+def _curve_note(curve: CurveView, result: RunResult) -> str:
+    note = "" if result.recovered is None else "The curve is of pruning alone, without training. "
+    if curve.n_samples == len(result.certificate):
+        return note.strip()
+    # two standard errors of a share of one half: no share scatters more
+    return (
+        f"{note}The curve is measured on {text.count(curve.n_samples)} of the {text.count(len(result.certificate))} "
+        f"images, which leaves up to about ±{text.significant(100 / curve.n_samples**0.5, 1)} points between it and "
+        "the numbers above."
+    )
 
 
 def write_report(path: str | Path, result: RunResult, curve: CurveView | None = None, theme: str = "light") -> Path:
@@ -127,6 +148,16 @@ def _headline(budgets: pd.DataFrame, coverage: float, model: str) -> str:
         f"With {text.percent(_share(budgets))} of its prunable weights removed, {text.percent(coverage)} "
         "of the predictions of "
         f"{model} are certified unchanged"
+    )
+
+
+def _recovered_headline(result: RunResult) -> str:
+    assert result.recovered is not None
+    cert, after = result.certificate, result.recovered.certificate
+    return (
+        f"With {text.percent(_share(result.budgets))} of its prunable weights removed and trained again, "
+        f"{result.recipe.model.name} is right on {text.percent(after.accuracy)} of the images (dense "
+        f"{text.percent(cert.dense_accuracy)})"
     )
 
 

@@ -246,7 +246,7 @@ class Workbench(Proving):
             job.tell(0.0, "choosing the weights to remove")
             weights, counts = self._counts(plan.sparsity, plan, subject)
             masks = subject.ranking.masks(counts)
-            pruned, cert, _ = prune_and_certify(
+            pruned, cert = prune_and_certify(
                 subject.network,
                 masks,
                 split,

@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import record
@@ -33,6 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "MP pruning only": {"lambda1": 0.0, "lambda2": 0.0},
     "L1 + L2 only": {"remove": False},
     "MP pruning + L1 + L2": {},
+    "MP pruning + L2": {"lambda1": 0.0},
     "MP pruning + L1 + L2, two factors": {"factor": True},
 }
 
@@ -49,12 +52,12 @@ def network(width: int) -> nn.Sequential:
 
 def tuned(options: argparse.Namespace, changed: dict[str, Any], trials: list[dict[str, Any]]) -> float:
     """The rate with the least cross-entropy on the images set aside after four epochs without removal."""
-    net = {key: changed[key] for key in ("lambda1", "lambda2") if key in changed}
+    net = {key: changed.get(key, getattr(MPPlan, key)) for key in ("lambda1", "lambda2")}
     data = mp.load_data("fashion-mnist")
     images, labels = data.calibration.sample()
     found: dict[float, float] = {}
     for rate in RATES:
-        asked = {"width": options.width, "elastic_net": not net, "learning_rate": rate}
+        asked = {"width": options.width, **net, "learning_rate": rate}
         known = [one for one in trials if asked.items() <= one.items()]
         if not known:
             plan = MPPlan(epochs=4, learning_rate=rate, remove=False, **net)
@@ -71,6 +74,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=Path("runs/fc-table"), help="where a stopped training goes on")
     options = parser.parse_args()
     path = record.FOLDER / f"{NAME}.json"
     old = json.loads(path.read_text()) if path.exists() else {"rows": [], "trials": []}
@@ -94,7 +98,10 @@ def run(options: argparse.Namespace, name: str, changed: dict[str, Any]) -> dict
     data = mp.load_data("fashion-mnist")
     images, labels = data.test.sample()
     model = network(options.width).to(options.device)
-    found = mp_train(model, data.train, MPPlan(epochs=options.epochs, **changed), lambda _, words: print(words))
+    plan = MPPlan(epochs=options.epochs, **changed)
+    name_of = "-".join([*re.findall("[A-Za-z0-9]+", name), f"{changed['learning_rate']:g}"])
+    out = options.folder / f"{options.width}-{options.epochs}" / name_of
+    found = mp_train(model, data.train, plan, lambda _, words: print(words), out=out)
     after = found.model.cpu()
     return {
         "row": name, "width": options.width, "epochs": options.epochs, "device": options.device,

@@ -3,9 +3,11 @@
     python tests/benchmarks/methods_table.py [--networks fashion-resnet fashion-vit] [--calibration 256]
 
 writes data/benchmarks/methods.json after each cell; cells that are there already are not run again. Masks are made from
-the weights and, for Wanda and SparseGPT, from calibration images; the test images only measure. Nothing here is random
-but the choice of calibration images (seed 0). accuracy, coverage (margin > 2η), unchanged, budget (2 · mean η) and the
-change of the cross-entropy are measured on all test images; layers counts what went from each.
+the weights and, for Wanda and SparseGPT, from calibration images, which the seed draws. SER, the hybrid and the
+drop-threshold variant prune in steps of 5 % and train on the way only what decides which entries come back, 0.2 epochs
+of the bundled training images a step, in an order that the seed sets. Three seeds where one decides something. The test
+images only measure: accuracy, coverage (margin > 2η), unchanged, budget (2 · mean η) and the change of the
+cross-entropy; layers counts what went from each.
 """
 
 from __future__ import annotations
@@ -13,18 +15,24 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 import record
 import torch
+from torch import Tensor, nn
 
 import mpviz as mp
-from mpviz.grid_results import measured_change
+from mpviz.grid_results import measured_change, method_spectra
 from mpviz.nets.calibrate import Moments
 from mpviz.nets.forward import logits
+from mpviz.train.ser import prune_in_steps
+from mpviz.train.step_plan import StepPlan
 
 NAME = "methods"
+COMMAND = "python tests/benchmarks/methods_table.py"
+Masks = Mapping[str, Tensor]
 SPARSITIES = tuple(round(0.05 * i, 2) for i in range(1, 19))
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
@@ -40,32 +48,67 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+STEPS = {"SER": "ser", "hybrid": "hybrid", "drop-threshold": "drop-threshold"}
+SEEDS = {"Wanda": (0, 1, 2), "SparseGPT": (0, 1, 2), **dict.fromkeys(STEPS, (0, 1, 2))}
+SHOWN = 0.7  # sparsity at which spectra are compared
+BATCH = 64
+
+
 class Bench:
     """One network with all that its cells share."""
 
     def __init__(self, name: str, calibration: int) -> None:
-        self.name, self.model = name, mp.load_model(name)
-        data = mp.load_data("fashion-mnist")
-        self.images, self.labels = data.test.sample()
+        self.name, self.model, self.images_used = name, mp.load_model(name), calibration
+        self.data = mp.load_data("fashion-mnist", folder="bundled")
+        self.images, self.labels = self.data.test.sample()
         self.dense = logits(self.model, self.images)
         self.table: pd.DataFrame = mp.analyze(self.model)
-        self.moments: dict[str, Moments] = mp.second_moments(self.model, data.calibration, n=calibration)
+        self.moments: dict[int, dict[str, Moments]] = {}
 
-    def cell(self, arm: str, sparsity: float) -> dict[str, Any]:
+    def measured(self, arm: str, sparsity: float, seed: int, network: nn.Module, masks: Masks) -> dict[str, Any]:
+        return {
+            "network": self.name, "method": arm, "sparsity": sparsity, "seed": seed,
+            **measured_change(self.dense, logits(network, self.images), self.labels, "test"),
+            "layers": {layer: int((~mask).sum()) for layer, mask in masks.items()},
+        }  # fmt: skip
+
+    def at_once(self, arm: str, sparsity: float, seed: int) -> dict[str, Any]:
         """One method at one sparsity."""
         method, options = ARMS[arm]
+        if arm in SEEDS and seed not in self.moments:
+            drawn = mp.second_moments(self.model, self.data.calibration, n=self.images_used, seed=seed)
+            self.moments[seed] = drawn
         start = time.process_time()
-        found = mp.prune_model(self.model, method, sparsity, table=self.table, calibration=self.moments, **options)
+        found = mp.prune_model(
+            self.model, method, sparsity, table=self.table, calibration=self.moments.get(seed), **options
+        )
         spent = time.process_time() - start
-        after = logits(found.of(self.model), self.images)
-        return {
-            "network": self.name,
-            "method": arm,
-            "sparsity": sparsity,
-            **measured_change(self.dense, after, self.labels, "test"),
-            "prune_cpu_s": round(spent, 3),
-            "layers": {layer: int((~mask).sum()) for layer, mask in found.masks.items()},
-        }
+        return self.measured(arm, sparsity, seed, found.of(self.model), found.masks) | {"prune_cpu_s": round(spent, 3)}
+
+    def in_steps(self, arm: str, seed: int, keep: Callable[[dict[str, Any]], None]) -> None:
+        """One path of a method through all sparsities, none of them trained after the choice."""
+
+        def measure(row: dict[str, Any], network: nn.Module, masks: Masks) -> None:
+            cell = self.measured(arm, round(row["target"], 2), seed, network, masks)
+            keep(cell | {"restored": row["restored"]})
+
+        plan = StepPlan(STEPS[arm], recovery=0)
+        check = self.data.calibration if STEPS[arm] == "drop-threshold" else None
+        prune_in_steps(self.model, self.data.train, SPARSITIES[-1], plan, check, seed, after_stage=measure, batch=BATCH)
+
+    def spectra(self) -> list[dict[str, Any]]:
+        """Singular values of the two layers that global magnitude takes most from, before and after each method."""
+        lost = mp.prune_model(self.model, "magnitude", SHOWN).masks
+        most = sorted(lost, key=lambda layer: -int((~lost[layer]).sum()))[:2]
+        networks = [("dense", self.model)]
+        for arm, (method, options) in ARMS.items():
+            found = mp.prune_model(
+                self.model, method, SHOWN, table=self.table, calibration=self.moments.get(0), **options
+            )
+            networks.append((arm, found.of(self.model)))
+        rows = method_spectra(networks, most, SHOWN)
+        rows["values"] = [[float(f"{value:.4g}") for value in values] for values in rows["values"]]
+        return json.loads(rows.to_json(orient="records"))
 
 
 def main() -> None:
@@ -74,17 +117,31 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=256)
     options = parser.parse_args()
     path = record.FOLDER / f"{NAME}.json"
-    cells = json.loads(path.read_text())["cells"] if path.exists() else []
-    done = {(one["network"], one["method"], one["sparsity"]) for one in cells}
-    command = f"python tests/benchmarks/methods_table.py --calibration {options.calibration}"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    cells, spectra = old.get("cells", []), old.get("spectra", {})
+
+    def keep(cell: dict[str, Any]) -> None:
+        cells.append(cell)
+        print(cell["network"], cell["method"], cell["sparsity"], cell["seed"], f"{cell['accuracy']:.4f}", flush=True)
+        record.write(NAME, COMMAND, {"calibration_images": options.calibration, "cells": cells, "spectra": spectra})
+
     for name in options.networks:
-        todo = [(arm, s) for s in SPARSITIES for arm in ARMS if (name, arm, s) not in done]
-        bench = Bench(name, options.calibration) if todo else None
-        for arm, sparsity in todo:
-            assert bench is not None
-            cells.append(bench.cell(arm, sparsity))
-            print(name, arm, sparsity, f"{cells[-1]['accuracy']:.4f}", flush=True)
-            record.write(NAME, command, {"calibration_images": options.calibration, "cells": cells})
+        bench = Bench(name, options.calibration)
+        done = {(one["method"], one["sparsity"], one["seed"]) for one in cells if one["network"] == name}
+        for sparsity in SPARSITIES:
+            for arm in ARMS:
+                for seed in SEEDS.get(arm, (0,)):
+                    if (arm, sparsity, seed) not in done:
+                        keep(bench.at_once(arm, sparsity, seed))
+        if name not in spectra:
+            spectra[name] = bench.spectra()
+        for arm in STEPS:
+            for seed in SEEDS[arm]:
+                if (arm, SPARSITIES[-1], seed) not in done:
+                    cells[:] = [
+                        one for one in cells if (one["network"], one["method"], one["seed"]) != (name, arm, seed)
+                    ]
+                    bench.in_steps(arm, seed, keep)
 
 
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Pruning with recovery: magnitude, SEB, SER and Hybrid on the bundled networks, several seeds, one path each.
+"""Pruning with recovery: magnitude, SEB by its four regimes, SER and Hybrid on the bundled networks, several seeds.
 
     python tests/benchmarks/recovery_grid.py [--networks …] [--arms …] [--seeds 0 1 2] [--folder runs/recovery-grid]
 
@@ -34,6 +34,7 @@ from mpviz.train.objectives import recovery_loss
 from mpviz.train.ser import StepPlan, prune_in_steps
 
 NAME = "recovery-grid"
+COMMAND = " && ".join(f"python tests/benchmarks/recovery_grid.py{more}" for more in ("", " --collect"))
 TARGETS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
 MENDED = {"ratio": 1.2, "restored": "before", "by": "agreement", "renew": True, "selection": 0.2, "recovery": 1.8}
 ARMS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "hybrid": {"schedule": "hybrid"},
     "ser, mended": {"schedule": "ser"} | MENDED,
     "ser": {"schedule": "ser"},
-    "seb": {"schedule": "seb"},
+    "regimes": {"schedule": "seb"},
 }
 BATCH = 64
 RATES = {"fashion-resnet": (3e-4, 1e-3, 3e-3), "fashion-vit": (1e-4, 3e-4, 1e-3, 3e-3)}
@@ -82,8 +83,8 @@ def tune(name: str, folder: Path) -> float:
     return float(min(found, key=found.get))
 
 
-def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
-    """One path through all sparsities; each stage's cell is kept beside its checkpoint."""
+def path_of(name: str, arm: str, seed: int, folder: Path, rate: float, until: float = TARGETS[-1]) -> None:
+    """One path through all sparsities up to one; each stage's cell is kept beside its checkpoint."""
     model, out = mp.load_model(name), folder / name / arm.replace(", ", "-") / str(seed)
     images, labels = mp.load_data("fashion-mnist").test.sample()
     dense = logits(model, images)
@@ -104,7 +105,7 @@ def path_of(name: str, arm: str, seed: int, folder: Path, rate: float) -> None:
 
     plan = StepPlan(**{"targets": TARGETS, "selection": 1.0, "recovery": 1, "equal": True} | ARMS[arm])
     prune_in_steps(
-        model, whole_train(), TARGETS[-1], plan, seed=seed, out=out, after_stage=measure,
+        model, whole_train(), until, plan, seed=seed, out=out, after_stage=measure,
         batch=BATCH, learning_rate=rate, augment=FlipShift(),
     )  # fmt: skip
 
@@ -159,7 +160,7 @@ def collect(folder: Path) -> None:
     results: dict[str, Any] = {"batch": BATCH, "optimizer": "adamw", "rates": rates, "means": means, "cells": cells}
     new = {name: spectra(folder, name, cells) for name in dict.fromkeys(c["network"] for c in cells)}
     results["spectra"] = before["spectra"] | {name: rows for name, rows in new.items() if rows}
-    record.write(NAME, "python tests/benchmarks/recovery_grid.py && … --collect", results)
+    record.write(NAME, COMMAND, results)
 
 
 def main() -> None:

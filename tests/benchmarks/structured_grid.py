@@ -6,7 +6,7 @@ Without training: 2:4, 4:8, 8:16 and 12:16; calibration on 256 images of the cal
 is all that is random (magnitude without permutation looks at none). --distil: 2:4 and 8:16 after three epochs of the
 bundled 10 000 training images with the dense network as teacher, AdamW at 1e-3 (which the recovery grid found best for
 the ViT and the ResNet, from training images), batch 64, flips and shifts; seeds set the calibration images and the
-order of the training images. All 10 000 test images only measure. "best" is CAST's own choice of order, "interleave" the
+order of the training images. All 10 000 test images only measure. "best" is our choice of order, "interleave" the
 paper's; repair lets kept entries take over what went. Cells are kept in data/benchmarks/structured-grid.json as soon as
 they are done, and not run again.
 """
@@ -53,7 +53,7 @@ class Bench:
 
     def __init__(self, name: str) -> None:
         self.name, self.model = name, mp.load_model(name)
-        self.data = mp.load_data("fashion-mnist")
+        self.data = mp.load_data("fashion-mnist", folder="bundled")
         self.images, self.labels = self.data.test.sample()
         self.dense = logits(self.model, self.images)
 

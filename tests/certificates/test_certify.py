@@ -111,7 +111,7 @@ def test_a_violation_of_any_tier_is_counted(model: nn.Module, splits: Splits) ->
 
 
 def test_a_run_writes_its_tiers_and_reads_them_back(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from mpviz.pipeline import read_run
+    from mpviz.run_results import read_run
 
     tiers = ["measured", "population", "slider", "path"]
     plan = Recipe(ModelPlan("fashion-mlp"), budget=BudgetPlan(0.3), certify=CertifyPlan(tiers, samples=60))

@@ -199,7 +199,7 @@ def test_run_writes_its_folder_and_prints_before_and_after(finished):
     folder, out, err = finished
     assert {path.name for path in folder.iterdir()} == {
         "recipe.toml", "layers.csv", "budgets.csv", "samples.csv", "comparison.csv", "curve.csv", "pruned.safetensors",
-        "results.json", "report.html",
+        "results.json", "report.html", "metrics.csv", "environment.json",
     }  # fmt: skip
     results = json.loads((folder / "results.json").read_text())
     assert results["sparsity"] == pytest.approx(0.6, abs=1e-6) and results["samples"] == 200
@@ -219,13 +219,13 @@ def test_run_writes_its_folder_and_prints_before_and_after(finished):
 def test_run_without_a_recipe_uses_the_default_one(capsys, here, monkeypatch):
     seen = {}
 
-    def fake_run(recipe, progress, curve_samples):
-        seen.update(recipe=recipe, curve=curve_samples)
+    def fake_run(recipe, out, progress, curve_samples, report):
+        seen.update(recipe=recipe, curve=curve_samples, out=out)
         raise MpvizError("seen enough")
 
     monkeypatch.setattr("mpviz.pipeline.run", fake_run)
     assert "seen enough" in refused(capsys, "run", "--set", "model.name=fashion-mlp", "--curve", "0")
-    assert seen == {"recipe": Recipe(ModelPlan("fashion-mlp")), "curve": 0}
+    assert seen == {"recipe": Recipe(ModelPlan("fashion-mlp")), "curve": 0, "out": Path("mpviz-run")}
     assert list(here.iterdir()) == []
 
 
@@ -323,12 +323,12 @@ def test_run_compares_methods_where_the_recipe_has_a_grid(capsys, here):
     assert out.count("magnitude") == out.count("haar") == 2
     written = {path.name for path in (here / "g").iterdir()}
     assert written == {
-        "grid.json",
         "cells",
         "recipe.toml",
         "environment.json",
         "metrics.csv",
         "layers.csv",
+        "log.csv",
         "report.html",
     }
     accuracy = pd.read_csv(here / "g/metrics.csv").set_index(["method", "sparsity"])["accuracy"]

@@ -25,6 +25,7 @@ from mpviz.nets.forward import logits, masked_copy
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 RECIPE = {"budget": {"sparsity": 0.6, "locked": ["a", "ß"]}, "seed": 3}
+PATTERN = {"pattern": "2:4", "conv": "native"}
 RESULTS = {"coverage": 0.8055, "tier": "measured", "budgets": {"features.fc1.weight": 1 / 3}}
 
 
@@ -58,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_everything_comes_back(tmp_path, masked, images):
     model, masks = masked
     permutations = {"features.fc1.weight": torch.randperm(784, generator=torch.Generator().manual_seed(2))}
-    path = mp.save(tmp_path / "runs" / "a", model, masks, permutations, tome=8, recipe=RECIPE, results=RESULTS)
+    path = mp.save(tmp_path / "runs" / "a", model, masks, permutations, recipe=RECIPE, results=RESULTS, pattern=PATTERN)
     assert path == tmp_path / "runs" / "a.safetensors"
     assert list(contents(tmp_path)) == ["runs/a.safetensors"]
     for name in (path, str(path), path.with_suffix("")):
@@ -69,7 +70,7 @@ def test_everything_comes_back(tmp_path, masked, images):
             torch.equal(back.masks[key], mask) and back.masks[key].dtype == torch.bool for key, mask in masks.items()
         )
         assert torch.equal(back.permutations["features.fc1.weight"], permutations["features.fc1.weight"])
-        assert (back.tome, back.recipe, back.results) == (8, RECIPE, RESULTS)
+        assert (back.tome, back.recipe, back.results, back.pattern) == ((), RECIPE, RESULTS, PATTERN)
         assert not back.model.training
 
 
@@ -270,12 +271,14 @@ def test_a_foreign_safetensors_file_is_refused_with_a_remedy(tmp_path):
         mp.load(tmp_path / "a.safetensors")
 
 
+REST = {"recipe": None, "results": None, "pattern": None}
 HEADERS = {
     "no JSON": "{",
     "a list": "[]",
-    "no source": json.dumps({"tome": 0, "recipe": None, "results": None}),
-    "no results": json.dumps({"source": None, "tome": 0, "recipe": None}),
-    "a strange source": json.dumps({"source": {"name": "a", "code": "b"}, "tome": 0, "recipe": None, "results": None}),
+    "no source": json.dumps({"tome": [], **REST}),
+    "no results": json.dumps({"source": None, "tome": [], "recipe": None, "pattern": None}),
+    "a strange source": json.dumps({"source": {"name": "a", "code": "b"}, "tome": [], **REST}),
+    "strange merges": json.dumps({"source": None, "tome": ["many"], **REST}),
 }
 
 

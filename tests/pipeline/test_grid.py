@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.nn import functional as F
 
 import mpviz as mp
 from mpviz.errors import Cancelled, CheckpointError, DataError, RecipeError
@@ -60,6 +61,9 @@ def test_the_numbers_are_those_of_the_kept_network(plain: GridResult) -> None:
         )
         after = logits(kept.model, images)
         assert row["accuracy"] == float((after.argmax(1) == labels).double().mean())
+        assert row["dense_accuracy"] == float((before.argmax(1) == labels).double().mean())
+        change = F.cross_entropy(after.double(), labels) - F.cross_entropy(before.double(), labels)
+        assert row["cross_entropy_change"] == pytest.approx(float(change), abs=1e-9)
         assert row["unchanged"] == float((after.argmax(1) == before.argmax(1)).double().mean())
         assert row["budget"] == pytest.approx(2 * float((after - before).abs().amax(1).double().mean()))
         total = sum(mask.numel() for mask in kept.masks.values())

@@ -19,12 +19,14 @@ import torch
 import mpviz as mp
 from mpviz import files, pipeline
 from mpviz.certificates.certify import certify
+from mpviz.certificates.summary import results_of
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, DataError, ModelError, RecipeError
 from mpviz.nets import store
 from mpviz.nets.data import Split
-from mpviz.pipeline import read_run, results_of, run, write_run
+from mpviz.pipeline import run
 from mpviz.prune.masks import Ranking
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe, read_recipe
+from mpviz.run_results import read_run, write_run
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 PLAN = Recipe(
@@ -32,7 +34,7 @@ PLAN = Recipe(
 )
 WRITTEN = {
     "recipe.toml", "layers.csv", "budgets.csv", "samples.csv", "comparison.csv", "curve.csv", "pruned.safetensors",
-    "results.json",
+    "results.json", "metrics.csv", "environment.json",
 }  # fmt: skip
 
 
@@ -160,7 +162,8 @@ def test_the_results_are_those_of_the_reloaded_checkpoint(folder, result):
 def test_a_run_comes_back_from_its_folder(result, folder):
     back = read_run(folder)
     assert back.recipe == result.recipe and back.checkpoint == result.checkpoint
-    for name in ("table", "budgets", "comparison", "curve"):
+    assert back.environment == result.environment and back.recovered is None
+    for name in ("table", "budgets", "comparison", "metrics", "curve"):
         pd.testing.assert_frame_equal(getattr(back, name), getattr(result, name), check_exact=True, obj=name)
     for field in dataclasses.fields(back.certificate):
         assert np.array_equal(getattr(back.certificate, field.name), getattr(result.certificate, field.name))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,10 @@ from torch import Tensor, nn
 import mpviz as mp
 from mpviz.errors import BudgetError, Cancelled
 from mpviz.nets.calibrate import Moments, second_moments
+from mpviz.nets.factors import ranks_of
 from mpviz.prune.magnitude import even_counts, regime
 from mpviz.prune.masks import Ranking
-from mpviz.prune.methods import LOOK_AT_DATA, LOOK_AT_SPECTRA, METHODS, prune_model
+from mpviz.prune.methods import LOOK_AT_DATA, LOOK_AT_SPECTRA, METHODS, prune_once
 from mpviz.prune.scores import obs, output_error
 
 
@@ -49,7 +52,7 @@ def setting() -> tuple[Net, pd.DataFrame, dict[str, Moments], Tensor]:
 
 def pruned(method: str, sparsity: float = 0.5, **options):  # type: ignore[no-untyped-def]
     net, table, moments, _ = setting()
-    return prune_model(net, method, sparsity, table=table, calibration=moments, **options)
+    return prune_once(net, method, sparsity, table=table, calibration=moments, **options)
 
 
 def ordered(values: dict[str, Tensor], count: int) -> dict[str, Tensor]:
@@ -109,8 +112,9 @@ def test_even_counts_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("sparsity", "signal", "beta", "end", "mlp"),
-    [(0.2, "alpha", 0.5, 0.3, 0.5), (0.21, "sigma_plus", 1.0, 0.5, 1.0), (0.4, "sigma_plus", 1.0, 0.5, 1.0),
-     (0.55, "sigma_plus", 1.25, 0.7, 1.25), (0.6, "sigma_plus", 1.25, 0.85, 2.0)],
+    [(0.05, "alpha", 0.5, 0.3, 0.5), (0.2, "alpha", 0.5, 0.3, 0.5), (0.21, "sigma_plus", 1.0, 0.5, 1.0),
+     (0.4, "sigma_plus", 1.0, 0.5, 1.0), (0.41, "sigma_plus", 1.25, 0.7, 1.25), (0.55, "sigma_plus", 1.25, 0.7, 1.25),
+     (0.56, "sigma_plus", 1.25, 0.85, 2.0), (0.8, "sigma_plus", 1.25, 0.85, 2.0)],
 )  # fmt: skip
 def test_regimes_are_the_table(sparsity: float, signal: str, beta: float, end: float, mlp: float) -> None:
     _, table, _, _ = setting()
@@ -123,6 +127,19 @@ def test_regimes_are_the_table(sparsity: float, signal: str, beta: float, end: f
     assert same(found.masks, ordered(scores, round(sparsity * Ranking(setting()[0]).total)))
     assert not same(found.masks, pruned("magnitude", sparsity).masks), "the spectra change the mask"
     assert regime(sparsity).signal == signal
+
+
+def test_beyond_the_last_regime_each_type_has_its_strength() -> None:
+    torch.manual_seed(0)
+    vit = mp.load_model("fashion-vit")
+    table = mp.analyze(vit)
+    rows = table[table["prunable"]]
+    z = (rows["sigma_plus"] - rows["sigma_plus"].mean()) / rows["sigma_plus"].std(ddof=0)
+    strength = rows["role"].map({"attention": 1.0, "mlp": 2.0})
+    assert set(rows["role"]) == {"attention", "mlp"}
+    expected = np.maximum(0.1, 1 + strength * (1 - 0.6 / 0.85) * z)
+    log = prune_once(vit, "regimes", 0.6, table=table).log.set_index("layer")
+    assert log["weight"].to_dict() == pytest.approx(expected.to_dict())
 
 
 def test_sub_edge_drops_small_singular_values_and_thins_vectors() -> None:
@@ -152,6 +169,33 @@ def test_sub_edge_drops_small_singular_values_and_thins_vectors() -> None:
         matrix = deep.values[name].reshape(len(deep.values[name]), -1).double()
         torch.testing.assert_close((left @ right), matrix, atol=1e-5, rtol=1e-4)
         assert left.numel() + right.numel() < matrix.numel()
+
+
+def test_two_factors_are_stored_reload_and_are_smaller(tmp_path: Path) -> None:
+    model = mp.load_model("fashion-mlp")
+    found = prune_once(model, "sub-edge", 0.0, table=mp.analyze(model), drop=1.0, theta=0.0, factors=True)
+    assert set(found.factors) == {"features.fc1.weight", "features.fc2.weight"}
+    network, x = found.of(model, factored=True), torch.randn(8, 1, 28, 28)
+    assert set(ranks_of(network)) == {"features.fc1", "features.fc2"} and not ranks_of(found.of(model))
+    torch.testing.assert_close(network(x), found.of(model)(x), atol=1e-4, rtol=1e-3)
+    path = mp.save(tmp_path / "a", network, found.masks_in(network))
+    back = mp.load(path)
+    assert torch.equal(back.model(x), network(x))
+    assert path.stat().st_size < mp.save(tmp_path / "dense", model).stat().st_size / 2
+    assert found.masks_in(found.of(model)).keys() == found.masks.keys()
+
+
+def test_thin_factors_keep_their_zeros_and_large_ones_are_not_stored() -> None:
+    net, _, _, x = setting()
+    found = pruned("sub-edge", 0.0, drop=1.0, theta=20.0, factors=True)
+    network = found.of(net, factored=True)
+    left, right = found.factors["fc1.weight"]
+    masks = found.masks_in(network)
+    assert torch.equal(masks["fc1.second.weight"], left != 0) and torch.equal(masks["fc1.first.weight"], right != 0)
+    assert not masks["fc1.second.weight"].all() and "fc1.weight" not in masks and "head.weight" not in masks
+    torch.testing.assert_close(network(x), found.of(net)(x), atol=1e-4, rtol=1e-3)
+    large = dataclasses.replace(found, factors={"fc1.weight": (torch.eye(40, 40), torch.zeros(40, 96))})
+    assert not ranks_of(large.of(net, factored=True)), "40 · 136 numbers are more than 40 · 96"
 
 
 def test_haar_drops_small_coordinates_of_singular_vectors() -> None:
@@ -223,6 +267,27 @@ def test_sparsegpt_is_the_exact_update_column_by_column() -> None:
     torch.testing.assert_close(new, expected, atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.parametrize("block", [1, 3, 8])
+def test_sparsegpt_removes_what_the_others_can_make_up_for(block: int) -> None:
+    """Oracle: within each block the least w² / [H⁻¹]_jj, H of the columns from j on, at the block's beginning."""
+    torch.manual_seed(3)
+    h = torch.randn(50, 8, dtype=torch.float64) @ torch.diag(torch.logspace(-1, 1, 8, dtype=torch.float64)).flip(0)
+    w, gram = torch.randn(6, 8, dtype=torch.float64), h.T @ h / 50
+    damped, left, expected = gram + 0.01 * gram.diagonal().mean() * torch.eye(8), w.clone(), torch.ones(6, 8).bool()
+    for start in range(0, 8, block):
+        columns = range(start, min(start + block, 8))
+        scores = torch.stack([left[:, j] ** 2 / damped[j:, j:].inverse()[0, 0] for j in columns], dim=1)
+        take = round(19 * min(start + block, 8) / 8) - int((~expected).sum())
+        expected[:, columns] = ordered({"": scores}, take)[""]
+        for j in columns:
+            error = torch.where(expected[:, j], 0.0, left[:, j])
+            rest = damped[j:, j:].inverse()
+            left[:, j:] -= (error / rest[0, 0])[:, None] * rest[0]
+    _, mask = obs(w, gram, 19, block=block, damping=0.01)
+    assert torch.equal(mask, expected)
+    assert not torch.equal(mask, ordered({"": w.abs()}, 19)[""]), "the data change the mask"
+
+
 def test_sparsegpt_makes_up_for_what_it_removes() -> None:
     found, plain = pruned("sparsegpt", 0.6, block=16), pruned("wanda", 0.6)
     net, _, moments, _ = setting()
@@ -234,27 +299,54 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
     assert not same(found.masks, plain.masks)
 
 
-def test_dead_inputs_are_removed_first_and_cost_nothing() -> None:
-    w = torch.ones(3, 4, dtype=torch.float64)
-    gram = torch.diag(torch.tensor([1.0, 0.0, 2.0, 3.0], dtype=torch.float64))
-    new, mask = obs(w, gram, 3, block=4, damping=1e-6)
-    assert torch.isfinite(new).all() and int((~mask).sum()) == 3
+@pytest.mark.parametrize("block", [1, 2, 4, 6])
+def test_dead_inputs_are_removed_first_and_cost_nothing(block: int) -> None:
+    torch.manual_seed(0)
+    h = torch.randn(50, 6, dtype=torch.float64)
+    h[:, [1, 4]] = 0.0  # the largest weights are on what never says anything
+    w = torch.randn(3, 6, dtype=torch.float64)
+    w[:, [1, 4]] = 100.0
+    gram = h.T @ h / 50
+    for count in range(19):
+        new, mask = obs(w, gram, count, block, damping=1e-6)
+        dead = int((~mask[:, [1, 4]]).sum())
+        assert int((~mask).sum()) == count and dead == min(count, 6)
+        if count <= 6:
+            assert output_error(w, new, gram) == 0.0
+            assert torch.equal(new, torch.where(mask, w, 0.0)), "nothing is to be made up for"
+    live = [0, 2, 3, 5]
+    alone, kept = obs(w[:, live], gram[live][:, live], 5, 4, damping=1e-6)
+    new, mask = obs(w, gram, 11, 6, damping=1e-6 * 6 / 4)  # of a mean over two columns of zeros more
+    assert torch.equal(mask[:, live], kept)
+    torch.testing.assert_close(new[:, live], alone)
 
 
 @pytest.mark.parametrize("method", LOOK_AT_SPECTRA)
 def test_without_spectra_the_remedy_is_named(method: str) -> None:
     with pytest.raises(BudgetError, match=r"give table=mp\.analyze"):
-        prune_model(setting()[0], method, 0.5)
+        prune_once(setting()[0], method, 0.5)
+
+
+@pytest.mark.parametrize("method", [*LOOK_AT_SPECTRA, "haar"])
+def test_spectra_of_another_network_are_refused(method: str) -> None:
+    net, table, _, _ = setting()
+    options = {"spikes": False} if method == "haar" else {}
+    other = table.rename(index={"fc1.weight": "other.weight"})
+    with pytest.raises(BudgetError, match=r"no row for fc1\.weight.*give table="):
+        prune_once(net, method, 0.5, table=other, **options)
+    wider = table.assign(params=table["params"] + 1)
+    with pytest.raises(BudgetError, match=r"no row for conv\.weight, or one of another size; give table="):
+        prune_once(net, method, 0.5, table=wider, **options)
 
 
 @pytest.mark.parametrize("method", LOOK_AT_DATA)
 def test_without_calibration_the_remedy_is_named(method: str) -> None:
     net, table, moments, _ = setting()
     with pytest.raises(BudgetError, match="second_moments"):
-        prune_model(net, method, 0.5, table=table)
+        prune_once(net, method, 0.5, table=table)
     wrong = dict(moments) | {"fc1.weight": moments["fc2.weight"]}
     with pytest.raises(BudgetError, match=r"fc1\.weight is of another network"):
-        prune_model(net, method, 0.5, calibration=wrong)
+        prune_once(net, method, 0.5, calibration=wrong)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +355,9 @@ def test_without_calibration_the_remedy_is_named(method: str) -> None:
      (("regimes", 0.5, {"beta": 1.0}), "has no option 'beta'"), (("magnitude", 1.0, {}), r"\[0, 1\)"),
      (("magnitude", 0.5, {"scope": "row"}), "unknown scope"), (("sub-edge", 0.5, {"drop": 2.0}), "share 0 … 1"),
      (("haar", 0.5, {"z0": -1.0}), "standard deviations"), (("support", 0.5, {"delta": 0.0}), "probability"),
+     (("seb", 0.5, {"beta": "strong"}), "beta = 'strong'; give a number"),
+     (("haar", 0.5, {"spikes": 1}), "give true or false"), (("seb", 0.5, {"locked": [3]}), "a list of texts"),
+     (("sparsegpt", 0.5, {"block": 2.5}), "give a whole number"),
      (("sparsegpt", 0.5, {"damping": 0.0}), "damping above 0"), (("wanda", float("nan"), {}), r"\[0, 1\)")],
 )  # fmt: skip
 def test_bad_input_is_a_sentence(arguments: tuple, words: str) -> None:
@@ -275,11 +370,11 @@ def test_methods_can_be_cancelled_and_refuse_broken_networks() -> None:
     net, table, moments, _ = setting()
     for method in ("sub-edge", "haar", "wanda", "sparsegpt"):
         with pytest.raises(Cancelled):
-            prune_model(net, method, 0.5, table=table, calibration=moments, cancelled=lambda: True)
+            prune_once(net, method, 0.5, table=table, calibration=moments, cancelled=lambda: True)
     broken = Net().eval()
     with torch.no_grad():
         broken.fc1.weight[0, 0] = float("nan")
     with pytest.raises(BudgetError, match=r"fc1\.weight has NaN"):
-        prune_model(broken, "magnitude", 0.5)
+        prune_once(broken, "magnitude", 0.5)
     with pytest.raises(BudgetError, match="do not fit this model"):
         pruned("haar").of(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,9 +20,13 @@ from torch import nn
 
 import mpviz as mp
 from mpviz.errors import TrainingError
+from mpviz.nets.data import Split
 from mpviz.train.augment import FlipShift
 from mpviz.train.distill import distill
-from mpviz.train.recovery import Training
+from mpviz.train.objectives import recovery_loss
+from mpviz.train.plan import make_plan
+from mpviz.train.processes import placed
+from mpviz.train.recovery import Setting, Training
 from tests.train.recovery_case import digest, digits, mlp, recover, vit
 
 
@@ -94,6 +99,48 @@ def test_micro_batches_make_the_large_batch(more: dict) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
+class Second:
+    """Stands for accelerate's Accelerator of another process, whose device is "meta"."""
+
+    device, num_processes, process_index, scaler, is_main_process = torch.device("meta"), 1, 0, None, False
+
+    def prepare_optimizer(self, optimizer: object, **_: object) -> object:
+        return optimizer
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        return model
+
+
+def test_each_process_has_the_teacher_on_its_own_device() -> None:
+    teacher = mlp(2)
+    setting = Setting(mlp(1), teacher, {}, digits(), 10, make_plan(), {}, None, 10, 0)
+    training = Training(setting, Second(), contextlib.ExitStack())
+    assert training.teacher is not None
+    for network in (training.model, training.teacher):
+        assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in teacher.parameters()} == {"cpu"}, "the caller's stays"
+    near = placed(teacher, torch.device("cpu"))
+    assert near is teacher, "no copy where it is there already"
+
+
+def test_removed_entries_have_no_say_in_the_norm_of_the_gradient() -> None:
+    """Oracle: one step of plain SGD, the gradient of what is kept scaled to the norm asked for."""
+    clip, rate = 0.01, 0.5
+    run = recover("mlp", epochs=1e-9, clip=clip, learning_rate=rate, momentum=0.0, weight_decay=0.0, batch=1097)
+    student, (images, labels) = mlp(1), digits().sample()
+    with mp.apply_masks(student, run.masks):
+        recovery_loss(student(images), labels, mlp(2)(images).detach()).mean().backward()
+        gradients = {
+            name: torch.where(run.masks.get(name, torch.ones(1).bool()), parameter.grad, 0.0)
+            for name, parameter in student.named_parameters()
+        }
+        norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+        assert run.steps == 1 and norm > clip
+        for name, parameter in run.model.named_parameters():
+            expected = student.get_parameter(name) - rate * clip / norm * gradients[name]
+            torch.testing.assert_close(parameter, expected, atol=1e-7, rtol=1e-4)
+
+
 def test_two_processes_take_the_course_of_one(root: Path, tmp_path: Path) -> None:
     """Layer norms and batch norms, mixing and shifts, and a last batch that does not divide."""
     cases, target = "mlp,mlp-mixed,vit,stem-vit", tmp_path / "two.json"
@@ -122,6 +169,15 @@ def test_half_precision_trains_and_float16_needs_a_gpu() -> None:
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     with pytest.raises(TrainingError, match="bf16"):
         recover("mlp", precision="fp16")
+
+
+def test_the_teacher_too_answers_in_half_precision() -> None:
+    seen: set[torch.dtype] = set()
+    teacher = vit(2)
+    teacher.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    data = Split("train", torch.utils.data.Subset(digits().dataset, range(64)), digits().classes)
+    distill(vit(1), teacher, data, epochs=1, batch=64, precision="bf16", device="cpu")
+    assert seen == {torch.float32, torch.bfloat16}, "float32 where the classes are counted, bfloat16 in training"
 
 
 def test_a_function_may_augment() -> None:

@@ -79,6 +79,36 @@ def test_norms_biases_and_places_do_not_decay() -> None:
         assert not chosen[name], name
 
 
+class Places(nn.Module):
+    """Positions and tokens as parameters and as embeddings, and what only sounds like them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, 4, 6))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+        self.position_embeddings = nn.Embedding(4, 6)
+        self.inner = nn.ModuleDict({"pos_emb": nn.Embedding(4, 6), "words": nn.Embedding(30, 6)})
+        self.mask_token = nn.Embedding(1, 6)
+        self.rel_pos = nn.Linear(6, 6)  # a network of positions has weights like any other
+
+
+def test_tables_of_positions_and_tokens_do_not_decay() -> None:
+    assert {name: decay for name, decay in decays(Places()).items() if not name.endswith("bias")} == {
+        "pos_embed": False, "relative_position_bias_table": False, "position_embeddings.weight": False,
+        "inner.pos_emb.weight": False, "inner.words.weight": True, "mask_token.weight": False, "rel_pos.weight": True,
+    }  # fmt: skip
+
+
+def test_what_the_model_exempts_does_not_decay() -> None:
+    class Own(nn.Sequential):
+        def no_weight_decay(self) -> set[str]:
+            return {"1.weight"}
+
+    assert decays(Own(nn.Linear(3, 4), nn.Linear(4, 2))) == {
+        "0.weight": True, "0.bias": False, "1.weight": False, "1.bias": False
+    }  # fmt: skip
+
+
 def test_a_norm_over_two_axes_does_not_decay_and_frozen_parameters_are_left_out() -> None:
     model = nn.Sequential(nn.LayerNorm((4, 4)), nn.Flatten(), nn.Linear(16, 3), nn.Linear(3, 2))
     model[3].requires_grad_(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import torch
 
 import mpviz as mp
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, DataError, ModelError, TrainingError
+from mpviz.nets.forward import logits
 from mpviz.train.distill import distill
-from tests.train.recovery_case import digest, digits, mlp, recover, vit
+from tests.train.recovery_case import digest, digits, fashion, mlp, recover, stem_vit, vit
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,9 @@ def test_what_must_not_train_is_refused() -> None:
         ({"weight_decay": -1.0}, "0 or more"),
         ({"learning_rates": 1.0}, "did you mean 'learning_rate'"),
         ({"augment": "flip"}, "FlipShift"),
+        ({"temperature": "hot"}, "temperature = 'hot'; give a number"),
+        ({"learning_rate": "fast"}, "learning_rate = 'fast'; give a number or none"),
+        ({"every": "often"}, "every = 'often'"),
         ({"every": 0}, "every = 0"),
         ({"device": "tpu"}, "cuda"),
         ({"device": "cuda:99"}, "device=None"),
@@ -81,6 +87,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(torch.isfinite(p).all() for p in checkpoint.model.parameters())
     with pytest.raises(TrainingError, match="nothing was kept"):
         recover("mlp", learning_rate=1e20)
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [("mlp", {"learning_rate": 1e20}), ("mlp", {"learning_rate": 1e12, "optimizer": "adamw"}),
+     ("stem-vit", {"learning_rate": 1e18, "optimizer": "sgd"}), ("stem-vit", {"learning_rate": 1e22}),
+     ("stem-vit", {"learning_rate": 1e19, "batch": 201, "optimizer": "sgd"})],
+)  # fmt: skip
+def test_the_last_good_checkpoint_answers(case: str, options: dict, tmp_path: Path) -> None:
+    """The update that breaks a network may leave finite weights, and then only the next loss tells."""
+    make, data = (mlp, digits()) if case == "mlp" else (stem_vit, fashion(201))
+    with pytest.raises(TrainingError, match=r"step,? \d+.*; lower the.*last good checkpoint is") as caught:
+        recover(case, tmp_path, weight_decay=0.0, every=1, **({"epochs": 1} | options))
+    named = max(tmp_path.glob("step-*.safetensors"))
+    assert str(named) in str(caught.value)
+    assert torch.isfinite(logits(mp.load(named, model=make(1)).model, data.sample()[0])).all()
+
+
+def test_a_network_broken_from_the_start_leaves_no_good_checkpoint_and_broken_data_do(tmp_path: Path) -> None:
+    student = mlp(1)
+    with torch.no_grad():
+        student.head.bias.fill_(3e38)
+        student.head.weight.mul_(1e38)
+    options = {"epochs": 1, "batch": 64, "optimizer": "sgd", "learning_rate": 1e-3, "device": "cpu", "every": 1}
+    with pytest.raises(TrainingError, match=r"no checkpoint in .* was good"):
+        distill(student, None, digits(), out=tmp_path / "a", **options)
+    dataset = copy.copy(digits().dataset)
+    dataset.mean = math.nan
+    broken = dataclasses.replace(digits(), dataset=dataset)
+    with pytest.raises(TrainingError, match=r"the last good checkpoint is .*step-00000000"):
+        distill(mlp(1), None, broken, out=tmp_path / "b", **options)
 
 
 def test_a_cancelled_run_keeps_its_last_step(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mpviz.errors import Cancelled, CheckpointError
 from mpviz.train.checkpoints import newest, random_state, read, restore_random
 from mpviz.train.distill import Recovery, distill
 from mpviz.train.metrics import Metrics
-from tests.train.recovery_case import digest, mlp, recover
+from tests.train.recovery_case import digest, digits, mlp, recover
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +143,18 @@ def test_a_checkpoint_opens_in_a_fresh_process_with_the_same_logits(root: Path, 
     with torch.no_grad():
         assert found == run.model(images).numpy().tobytes().hex()
     assert int(kept) == sum(int(mask.sum()) for mask in masks.values())
+
+
+def test_parts_of_epochs_train_as_many_steps(tmp_path: Path) -> None:
+    whole = mp.distill(mlp(0), mlp(1), digits(), epochs=2, batch=128, learning_rate=1e-3, optimizer="sgd")
+    per = whole.steps // 2
+    part = mp.distill(
+        mlp(0), mlp(1), digits(), epochs=1.5, batch=128, learning_rate=1e-3, optimizer="sgd", out=tmp_path
+    )
+    assert part.steps == round(1.5 * per)
+    assert list(part.history["steps"]) == [per, part.steps]
+    again = mp.distill(
+        mlp(0), mlp(1), digits(), epochs=1.5, batch=128, learning_rate=1e-3, optimizer="sgd", out=tmp_path
+    )
+    assert again.steps == part.steps
+    assert all(torch.equal(a, b) for a, b in zip(part.model.parameters(), again.model.parameters(), strict=True))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import mpviz as mp
-from mpviz.errors import Cancelled, DataError, TrainingError
+from mpviz.errors import Cancelled, CheckpointError, DataError, TrainingError
+from mpviz.nets.factors import factored, ranks_of
 from mpviz.rmt.fit import fit_bulk
-from mpviz.train.mp_training import MPPlan, factored, kept_share, mp_train, thin_out
+from mpviz.train.mp_training import MPPlan, mp_train
+from mpviz.train.thinning import kept_share, thin_out
 from tests.train.recovery_case import digits
 
 FAST = MPPlan(epochs=4, every=2, horizon=8, learning_rate=0.1, batch=64)
@@ -109,6 +113,105 @@ def test_two_factors_give_the_same_answers_with_fewer_numbers() -> None:
     assert factored(full) is full
 
 
+def test_the_numbers_of_the_paper_are_the_defaults() -> None:
+    plan = MPPlan()
+    assert (plan.epochs, plan.learning_rate, plan.decay, plan.every, plan.momentum) == (100, 0.01, 0.96, 4, 0.9)
+    assert (plan.lambda1, plan.lambda2, plan.horizon, plan.remove, plan.factor) == (1e-6, 1e-6, 200.0, True, False)
+
+
+def test_a_training_is_sgd_with_momentum_on_the_elastic_net_thinned_out_on_the_way() -> None:
+    """Oracle: the update by hand, the gradient of both penalties by formula, and f(epoch) of the epoch itself."""
+    plan = dataclasses.replace(FAST, lambda1=3e-4, lambda2=2e-3, momentum=0.8, decay=0.5, seed=3)
+    found = mp_train(network(), digits(), plan)
+    model, order, (images, labels) = network(), torch.Generator().manual_seed(3), digits().sample()
+    weights, speed = [model[1].weight, model[3].weight, model[5].weight], {}
+    for epoch in range(1, 5):
+        for chosen in torch.randperm(len(labels), generator=order).split(64):
+            model.zero_grad()
+            F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+            with torch.no_grad():
+                for w in weights:
+                    w.grad += 3e-4 * w.sign() + 2 * 2e-3 * w
+                for p in model.parameters():
+                    speed[p] = 0.8 * speed.get(p, 0.0) + p.grad
+                    p -= 0.1 * 0.5 ** ((epoch - 1) // 2) * speed[p]
+        if epoch % 2 == 0:
+            for w in weights[:2]:
+                w.data = thin_out(w, 1 - epoch / 8)[0]
+    for (name, one), other in zip(found.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3, msg=name)
+    assert found.log["share"].tolist() == [0.75, 0.75, 0.5, 0.5]
+
+
+def with_dropout() -> nn.Sequential:
+    net = network()
+    return nn.Sequential(*net[:3], nn.Dropout(0.3), *net[3:])
+
+
+@pytest.mark.parametrize("stop", [1, 17, 36, 37, 50])
+def test_a_run_that_stopped_goes_on_and_ends_the_same(tmp_path: Path, stop: int) -> None:
+    """18 steps an epoch; the removals come after the steps 36 and 72."""
+    torch.set_num_threads(1)
+    state = torch.get_rng_state()
+    whole = mp_train(with_dropout(), digits(), FAST)
+    assert torch.equal(torch.get_rng_state(), state), "the generators are left as they were"
+    asked = iter([False] * (stop - 1) + [True])
+    with pytest.raises(
+        Cancelled, match=rf"after step {stop} \(epoch {-(-stop // 18)}\); the last good checkpoint is .*{stop:08d}"
+    ):
+        mp_train(with_dropout(), digits(), FAST, out=tmp_path, every=10, cancelled=lambda: next(asked))
+    torch.rand(5)
+    again = mp_train(with_dropout(), digits(), FAST, out=tmp_path, every=10)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert again.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    assert again.log.equals(whole.log) and len(whole.log) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000070.safetensors",
+        "step-00000072.safetensors",
+    ]
+    assert again.checkpoint == tmp_path / "step-00000072.safetensors"
+    steps: list[float] = []
+    finished = mp_train(with_dropout(), digits(), FAST, out=tmp_path, progress=lambda share, _: steps.append(share))
+    assert not steps and finished.history.equals(again.history), "a finished run is read, not repeated"
+    assert torch.equal(mp.load(again.checkpoint, with_dropout()).model[1].weight, whole.model[1].weight)
+
+
+def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
+    mp_train(network(), digits(), FAST, out=tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds another MP training.*horizon"):
+        mp_train(network(), digits(), dataclasses.replace(FAST, horizon=9.0), out=tmp_path)
+    other = network()
+    with torch.no_grad():
+        other[1].bias[0] += 1
+    with pytest.raises(CheckpointError, match=r"holds another MP training.*network"):
+        mp_train(other, digits(), FAST, out=tmp_path)
+    with pytest.raises(TrainingError, match="every = 0"):
+        mp_train(network(), digits(), FAST, out=tmp_path, every=0)
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e17, 1e30])
+def test_a_loss_that_is_not_finite_keeps_a_checkpoint_that_answers(tmp_path: Path, rate: float) -> None:
+    plan = dataclasses.replace(FAST, learning_rate=rate)
+    with pytest.raises(
+        TrainingError, match=r"step \d+ .*epoch 1.*lower the learning rate; the last good checkpoint"
+    ) as caught:
+        mp_train(network(), digits(), plan, out=tmp_path, every=1)
+    last = max(tmp_path.iterdir())
+    assert str(last) in str(caught.value)
+    assert torch.isfinite(mp.load(last, network()).model(digits().sample()[0])).all()
+    with pytest.raises(TrainingError, match="nothing was kept: out=None"):
+        mp_train(network(), digits(), plan)
+
+
+def test_a_factored_network_is_saved_and_reloaded(tmp_path: Path) -> None:
+    found = mp_train(network(), digits(), dataclasses.replace(FAST, epochs=2, horizon=2.0, factor=True))
+    assert set(ranks_of(found.model)) == {"1", "3"}
+    path, x = mp.save(tmp_path / "a", found.model), digits().sample(50)[0]
+    assert torch.equal(mp.load(path, network()).model(x), found.model(x))
+    assert path.stat().st_size < mp.save(tmp_path / "b", network()).stat().st_size
+
+
 def test_it_refuses_in_sentences() -> None:
     splits = mp.load_data("digits")
     with pytest.raises(DataError, match="refuses the test split"):
@@ -118,7 +221,7 @@ def test_it_refuses_in_sentences() -> None:
     for wrong in ({"epochs": 0}, {"every": 0}, {"horizon": 0.0}, {"lambda1": -1.0}, {"learning_rate": float("nan")}):
         with pytest.raises(TrainingError, match=next(iter(wrong))):
             mp_train(network(), digits(), dataclasses.replace(FAST, **wrong))
-    with pytest.raises(TrainingError, match=r"loss is .* of epoch 1; lower the learning rate"):
-        mp_train(network(), digits(), dataclasses.replace(FAST, learning_rate=1e9))
+    with pytest.raises(TrainingError, match="lambda1 = 'little'; give a number"):
+        mp_train(network(), digits(), dataclasses.replace(FAST, lambda1="little"))
     with pytest.raises(Cancelled, match="epoch 1"):
         mp_train(network(), digits(), FAST, cancelled=lambda: True)

@@ -10,11 +10,9 @@ from torch.nn import functional as F
 
 import mpviz as mp
 from mpviz.errors import Cancelled, CheckpointError, TrainingError
-from mpviz.nets.forward import pruned_copy
 from mpviz.prune.masks import Ranking
-from mpviz.train.select import movement_of
 from mpviz.train.ser import StepPlan, prune_in_steps
-from tests.train.recovery_case import digits, fashion, mlp, stem_vit
+from tests.train.recovery_case import digits, mlp
 
 FAST = {"optimizer": "sgd", "learning_rate": 0.05, "batch": 128}
 
@@ -32,31 +30,6 @@ def trained():  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="module")
 def model():  # type: ignore[no-untyped-def]
     return trained()
-
-
-def test_one_step_of_selection_is_the_gradient_of_the_open_entries(model) -> None:  # type: ignore[no-untyped-def]
-    data = digits()
-    ranking = Ranking(model)
-    masks = ranking.masks(ranking.counts(0.6))
-    student = pruned_copy(model, masks)
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    open_ = {name: ~mask for name, mask in masks.items()}
-    moved = movement_of(student, open_, data, None, epochs=1e-9, batch=len(data), learning_rate=0.1, momentum=0.0)
-    x, y = data.sample()
-    weights = {name: student.get_parameter(name).detach().clone().requires_grad_(True) for name in masks}
-    z = torch.func.functional_call(student, weights, (x,))
-    F.cross_entropy(z, y, label_smoothing=0.1).backward()
-    for name, weight in weights.items():
-        expected = torch.where(open_[name], -0.1 * weight.grad, 0.0)
-        torch.testing.assert_close(moved[name], expected, atol=1e-6, rtol=1e-3)
-        assert moved[name].abs().max() > 0
-    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
-
-
-def test_selection_refuses_entries_that_are_still_there(model) -> None:  # type: ignore[no-untyped-def]
-    open_ = {name: torch.ones(shape, dtype=torch.bool) for name, shape in Ranking(model).shapes.items()}
-    with pytest.raises(TrainingError, match="open entries that are not zero"):
-        movement_of(model, open_, digits())
 
 
 @pytest.mark.parametrize("schedule", ["magnitude", "seb", "ser", "hybrid"])
@@ -148,36 +121,14 @@ def test_the_threshold_turns_magnitude_into_restoration(model) -> None:  # type:
 
 @pytest.mark.parametrize(
     ("plan", "words"),
-    [(StepPlan("hybird"), "did you mean 'hybrid'"), (StepPlan(restored="zero"), "'moved' or 'before'"),
-     (StepPlan(by="chance"), "'movement' or 'agreement'"),
+    [(StepPlan("hybird"), "did you mean 'hybrid'"),
+     (StepPlan(restored="zero"), "restored 'zero'; known: moved, before"),
+     (StepPlan(by="chance"), "by 'chance'; known: movement, agreement"),
      (StepPlan(selection=0.0), "above 0"), (StepPlan(recovery=-1), "from 0 on")],
 )  # fmt: skip
 def test_impossible_plans_are_sentences(model, plan: StepPlan, words: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(TrainingError, match=words):
         prune_in_steps(model, digits(), 0.3, plan)
-
-
-def test_a_renewed_selection_measures_batch_norms_on_the_pruned_network() -> None:
-    model, data = stem_vit(0), fashion(256)
-    ranking = Ranking(model)
-    masks = ranking.masks(ranking.counts(0.9))
-    student = pruned_copy(model, masks)
-    kept = {name: value.clone() for name, value in student.state_dict().items()}
-    open_ = {name: ~mask for name, mask in masks.items()}
-    few = {"epochs": 1e-9, "batch": 256, "learning_rate": 0.1, "momentum": 0.0}
-    renewed = movement_of(student, open_, data, renew=True, **few)
-    assert all(torch.equal(kept[name], value) for name, value in student.state_dict().items())
-    by_hand = pruned_copy(model, masks).train()
-    for module in by_hand.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # the statistics of the one batch
-    with torch.no_grad():
-        by_hand(data.sample()[0])
-    expected = movement_of(by_hand.eval(), open_, data, **few)
-    stale = movement_of(student, open_, data, **few)
-    for name in open_:
-        torch.testing.assert_close(renewed[name], expected[name], atol=1e-6, rtol=1e-3)
-    assert any(not torch.allclose(renewed[name], stale[name], rtol=0.01) for name in open_)
 
 
 def test_agreement_brings_back_the_largest_products_with_the_old_value(model, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -188,7 +139,7 @@ def test_agreement_brings_back_the_largest_products_with_the_old_value(model, mo
         seen.update({name: torch.where(may, torch.randn(may.shape), 0.0) for name, may in open_.items()})
         return dict(seen)
 
-    monkeypatch.setattr("mpviz.train.ser.movement_of", selection)
+    monkeypatch.setattr("mpviz.train.stage.movement_of", selection)
     plan = StepPlan("ser", targets=(0.8,), by="agreement", factor="none", restored="before", ratio=1.1, recovery=0)
     found = prune_in_steps(model, digits(), 0.8, plan)
     product = {name: seen[name] * model.get_parameter(name).detach() for name in seen}
@@ -198,18 +149,3 @@ def test_agreement_brings_back_the_largest_products_with_the_old_value(model, mo
     largest = torch.cat([value.flatten() for value in product.values()]).topk(count).values.min()
     assert all(bool((product[name][came[name]] >= largest).all()) for name in seen)
     assert all(torch.equal(found.model.get_parameter(n)[came[n]], model.get_parameter(n)[came[n]]) for n in seen)
-
-
-def test_parts_of_epochs_train_as_many_steps(tmp_path: Path) -> None:
-    whole = mp.distill(mlp(0), mlp(1), digits(), epochs=2, batch=128, learning_rate=1e-3, optimizer="sgd")
-    per = whole.steps // 2
-    part = mp.distill(
-        mlp(0), mlp(1), digits(), epochs=1.5, batch=128, learning_rate=1e-3, optimizer="sgd", out=tmp_path
-    )
-    assert part.steps == round(1.5 * per)
-    assert list(part.history["steps"]) == [per, part.steps]
-    again = mp.distill(
-        mlp(0), mlp(1), digits(), epochs=1.5, batch=128, learning_rate=1e-3, optimizer="sgd", out=tmp_path
-    )
-    assert again.steps == part.steps
-    assert all(torch.equal(a, b) for a, b in zip(part.model.parameters(), again.model.parameters(), strict=True))

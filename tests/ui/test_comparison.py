@@ -11,15 +11,8 @@ import pandas as pd
 import pytest
 
 from mpviz.errors import DataError, MpvizError
-from mpviz.ui.comparison import (
-    PANELS,
-    comparison_figure,
-    comparison_html,
-    comparison_table,
-    paper_table,
-    removed_figure,
-    spectra_figure,
-)
+from mpviz.ui.comparison import PANELS, comparison_figure, comparison_html, comparison_table, paper_table
+from mpviz.ui.method_figures import removed_figure, spectra_figure
 from mpviz.ui.text import escape
 
 NASTY = "</script><b>&{{footer}}"
@@ -86,22 +79,71 @@ def test_each_method_stands_in_the_legend_once_and_keeps_its_colour() -> None:
     assert len(hollow) == len(PANELS) * 2
 
 
-def test_what_was_removed_is_a_share_of_its_kind_and_what_came_back_stands_above() -> None:
+def panels(figure: dict) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Traces by name: of the types, left, and of the layers, right."""
+    left = {trace["name"]: trace for trace in figure["data"] if trace["type"] == "bar"}
+    return left, {trace["name"]: trace for trace in figure["data"] if trace["type"] == "scatter"}
+
+
+@pytest.mark.parametrize("at", [0.3, 0.5])
+def test_what_was_removed_is_a_share_of_its_type_and_of_its_layer(at: float) -> None:
     frame = layers()
-    figure = removed_figure(frame, 0.5)
-    bars = {trace["name"]: trace for trace in figure["data"]}
-    assert set(bars) == {"magnitude", "hybrid", "hybrid, came back"}
-    own = frame.query("method == 'hybrid' and sparsity == 0.5 and role == 'mlp'")
-    at = bars["hybrid"]["x"].index("mlp")
-    removed = 100 * own["removed"].sum() / own["params"].sum()
-    assert bars["hybrid"]["y"][at] == pytest.approx(removed) == bars["hybrid, came back"]["base"][at]
-    assert bars["hybrid, came back"]["y"][at] == pytest.approx(100 * own["restored"].sum() / own["params"].sum())
+    frame.loc[frame["sparsity"] == 0.3, ["removed", "restored"]] //= 2
+    types, each = panels(removed_figure(frame, at))
+    assert set(types) == set(each) == {"magnitude", "hybrid", "hybrid, came back"}
+    for kind, traces in (("role", types), ("layer", each)):
+        names = types["hybrid"]["x"] if kind == "role" else each["hybrid"]["customdata"]
+        assert names == list(dict.fromkeys(frame[kind]))
+        for method, name in product(("magnitude", "hybrid"), names):
+            own = frame.query(f"method == @method and sparsity == @at and {kind} == @name")
+            removed, back = (100 * own[column].sum() / own["params"].sum() for column in ("removed", "restored"))
+            place = names.index(name)
+            assert traces[method]["y"][place] == pytest.approx(removed, abs=1e-4)
+            if method == "hybrid" and kind == "role":  # hatched, on top of the bar
+                assert traces["hybrid, came back"]["base"][place] == traces[method]["y"][place]
+                assert traces["hybrid, came back"]["y"][place] == pytest.approx(back, abs=1e-4)
+            elif method == "hybrid":  # hollow, where it stood before
+                assert traces["hybrid, came back"]["y"][place] == pytest.approx(removed + back, abs=1e-4)
+                assert traces["hybrid, came back"]["customdata"][place] == [name, pytest.approx(back, abs=1e-4)]
+    colours = {trace["marker"]["color"] for trace in (types["hybrid"], each["hybrid"])}
+    assert len(colours) == 1 and each["hybrid"]["legendgroup"] == types["hybrid"]["legendgroup"]
+    assert not each["hybrid"]["showlegend"]
 
 
-def test_a_network_of_one_kind_is_shown_layer_by_layer() -> None:
-    figure = removed_figure(layers().query("role == 'mlp'"), 0.5)
-    assert figure["data"][0]["x"] == ["mlp.0", "mlp.1"]
-    assert figure["data"][0]["y"] == pytest.approx([12.5, 11.25])  # (10 + 15) of 200, (20 + 25) of 400
+def test_a_network_of_one_type_has_both_panels_too() -> None:
+    types, each = panels(removed_figure(layers().query("role == 'mlp'"), 0.5))
+    assert types["magnitude"]["x"] == ["mlp"] and types["magnitude"]["y"] == pytest.approx([100 * 70 / 600], abs=1e-4)
+    assert each["magnitude"]["customdata"] == ["mlp.0", "mlp.1"]
+    assert each["magnitude"]["y"] == pytest.approx([12.5, 11.25])  # (10 + 15) of 200, (20 + 25) of 400
+
+
+def test_the_page_offers_every_sparsity_and_begins_where_most_methods_are() -> None:
+    frame = layers()
+    frame = frame[(frame["method"] == "magnitude") | (frame["sparsity"] == 0.3)]  # the hybrid has come to 30 % only
+    page = comparison_html(grid(), frame, "x", {})
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    assert drawn["sparsities"] == ["30 %", "50 %"] and drawn["first"] == 0
+    assert [{t["name"] for t in figure["data"]} for figure in drawn["removed"]] == [
+        {"magnitude", "hybrid", "hybrid, came back"}, {"magnitude"},
+    ]  # fmt: skip
+    first = grid().sort_values("method")  # the hybrid comes first, and the curves' order gives the colours
+    swapped = comparison_html(first, frame, "x", {})
+    again = json.loads(re.search(r'id="figures">(.*?)</script>', swapped, re.DOTALL)[1])
+    colours = {trace["legendgroup"]: trace["line"]["color"] for trace in lines(again["curves"])}
+    for trace in again["removed"][0]["data"]:
+        if "came back" not in trace["name"]:
+            assert trace["marker"]["color"] == colours[trace["legendgroup"]]
+
+
+def test_the_largest_change_of_a_logit_is_called_the_least_that_b_t_can_be() -> None:
+    page = comparison_html(grid(), layers(), "x", {})
+    figure = comparison_figure(grid(phases=("pruned",)))
+    assert figure["layout"]["yaxis3"]["title"]["text"] == "least B<sub>T</sub> (measured)"
+    assert (
+        "least B<sub>T</sub> (measured): %{y" in next(t for t in lines(figure) if t["yaxis"] == "y3")["hovertemplate"]
+    )
+    assert ">least B_T (measured)</th>" in page and ">B_T</th>" not in page
+    assert "No data-path budget B<sub>T</sub>, whatever its constants, can be smaller" in page
 
 
 def test_the_page_holds_every_method_and_escapes_what_comes_from_outside() -> None:
@@ -110,7 +152,7 @@ def test_the_page_holds_every_method_and_escapes_what_comes_from_outside() -> No
     assert "</script><b>" not in page
     assert page.count(escape(NASTY)) >= 3
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
-    assert {trace["legendgroup"] for trace in drawn["figures"]["curves"]["data"]} == set(methods)
+    assert {trace["legendgroup"] for trace in drawn["curves"]["data"]} == set(methods)
     json.dumps(drawn, allow_nan=False)
 
 
@@ -174,6 +216,6 @@ def test_what_a_grid_does_not_know_is_left_out_and_said() -> None:
     assert "nan" not in re.search(r'aria-label="All cells">(.*?)</div>', page, re.DOTALL)[1]
     assert page.count("<section hidden>") == 2 and "no &lt;spectra&gt;" in page
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
-    assert list(drawn["figures"]) == ["curves"] and drawn["layers"] == []
+    assert drawn["sparsities"] == drawn["removed"] == drawn["layers"] == drawn["spectra"] == []
     full = comparison_html(grid(), layers(), "x", {}, spectra=spectra())
     assert "<section hidden>" not in full and "at sparsity 50 %" in full

@@ -62,8 +62,8 @@ def test_the_page_follows_a_running_grid_and_opens_nothing_that_was_not_named(tm
     assert "Spectra before and after are left out" in compare_page([folder])[1]
 
 
-def test_a_grid_without_layers_has_no_spectra() -> None:
-    with pytest.raises(DataError, match="no record of its layers"):
+def test_a_grid_without_checkpoints_has_the_spectra_of_its_record_or_none() -> None:
+    with pytest.raises(DataError, match="without its checkpoints"):
         spectra_after(committed_grid("methods/fashion-vit"))
     spectra = spectra_after(committed_grid("recovery-grid/fashion-vit"))
     assert isinstance(spectra, pd.DataFrame) and spectra["method"].iloc[0] == "dense"
