@@ -88,6 +88,37 @@ class RecoverPlan:
 
 
 @dataclass(frozen=True)
+class ProjectPlan:
+    """A k:n pattern in place of a budget: the arguments of `mp.project`. pattern: "" for none.
+
+    source: "dense", a method of `mp.prune_model` that prunes to source_sparsity first ("ser", "hybrid", "magnitude"),
+    with source_options, or a checkpoint of `mp.save`. layers: parameter names or roles; none for all prunable ones,
+    "fitting" for those whose width n divides. tome: pairs of tokens merged a block. images: of the calibration split.
+    restore_images: images of the calibration split on which a pruned source's prune–restore certificates are taken, 0
+    for none; lambda2, lambda1: the penalties that they weigh, 0 for those that a bundled network was trained with.
+    """
+
+    pattern: str = ""
+    criterion: str = "cast"
+    repair: bool = False
+    permute: str = "none"
+    foldable: bool = False
+    conv: str = "flattened"
+    alpha_ser: float = 0.0
+    prior: str = "text"
+    free_restoration: bool = True
+    tome: int = 0
+    layers: list[str] = field(default_factory=list)
+    images: int = 256
+    source: str = "dense"
+    source_sparsity: float = 0.35
+    source_options: dict[str, Any] = field(default_factory=dict)
+    restore_images: int = 0
+    lambda2: float = 0.0
+    lambda1: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole plan. ``Recipe()`` prunes the bundled ViT by half."""
 
@@ -97,6 +128,7 @@ class Recipe:
     certify: CertifyPlan = field(default_factory=CertifyPlan)
     grid: GridPlan = field(default_factory=GridPlan)
     recover: RecoverPlan = field(default_factory=RecoverPlan)
+    project: ProjectPlan = field(default_factory=ProjectPlan)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, as in the TOML file."""
@@ -127,7 +159,26 @@ def checked(recipe: Recipe) -> Recipe:
         if option in recipe.model.options:
             raise RecipeError(f"recipe key 'model.options.{option}' has a place of its own; set model.{option}")
     _check_grid(recipe.grid, recipe.recover)
+    _check_project(recipe)
     return recipe
+
+
+def _check_project(recipe: Recipe) -> None:
+    plan = recipe.project
+    if plan.pattern and recipe.grid.methods:
+        raise RecipeError("recipe keys 'project.pattern' and 'grid.methods' exclude each other; make two recipes of it")
+    wrong = {
+        "alpha_ser": ("is a strength, at least 0", not plan.alpha_ser >= 0),
+        "tome": ("counts pairs of tokens, 0 = none", plan.tome < 0),
+        "images": ("counts images, at least 1", plan.images < 1),
+        "source_sparsity": ("must be in (0, 1)", not 0 < plan.source_sparsity < 1),
+        "restore_images": ("counts images, 0 = none", plan.restore_images < 0),
+        "lambda2": ("is a strength, at least 0", not plan.lambda2 >= 0),
+        "lambda1": ("is a strength, at least 0", not plan.lambda1 >= 0),
+    }
+    for key, (words, bad) in wrong.items():
+        if bad:
+            raise RecipeError(f"recipe key 'project.{key}' {words}; got {getattr(plan, key)}")
 
 
 def _check_grid(grid: GridPlan, recover: RecoverPlan) -> None:

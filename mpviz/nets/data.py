@@ -76,7 +76,10 @@ class Split:
     def loader(self, batch: int = 250, seed: int | None = None, workers: int = 0) -> DataLoader:
         """Batches (Float["b c h w"], Int["b"]); shuffled by `seed`, in order when it is None."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        in_memory = isinstance(self.dataset, ImageArrays)
+        whole = self.dataset
+        while isinstance(whole, Subset):
+            whole = whole.dataset
+        in_memory = isinstance(whole, ImageArrays)
         return DataLoader(
             self.dataset,
             batch_size=batch,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
-from mpviz.errors import BudgetError, Cancelled, ModelError, nearest
+from mpviz.errors import BudgetError, Cancelled, DataError, ModelError, nearest
+from mpviz.nets.data import Split
 
 Masks = Mapping[str, Tensor]
 
@@ -77,6 +80,34 @@ def run_checked(network: nn.Module, x: Tensor) -> object:
         raise ModelError(
             f"{type(network).__name__} cannot take images of shape {tuple(x.shape[1:])} ({error}); choose data that fit"
         ) from error
+
+
+def split_logits(
+    model: nn.Module,
+    split: Split,
+    n: int | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    workers: int = 0,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits Float["n classes"] of n samples of a split, drawn by `seed`, and their labels Int["n"].
+
+    One batch of images is in memory at a time, so splits of any size fit. workers: processes that decode image files.
+    Errors: `logits`.
+    """
+    indices = split.indices(n, seed).tolist()
+    part = replace(split, dataset=Subset(split.dataset, indices))
+    parts, labels = [], []
+    for images, truth in part.loader(batch, workers=workers):
+        parts.append(logits(model, images, batch=batch, cancelled=cancelled))
+        labels.append(truth)
+        if progress is not None:
+            progress(min(1.0, len(parts) * batch / len(indices)))
+    if not parts:
+        raise DataError(f"the {split.name} split is empty")
+    return torch.cat(parts), torch.cat(labels)
 
 
 @torch.no_grad()

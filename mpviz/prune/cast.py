@@ -81,9 +81,10 @@ def project(
     "best": of none, snake and hungarian what costs each layer least on the calibration images. foldable: orders that
     `fold_permutations` can put into the layers before: of whole channels, values within heads, one order for all who
     read the same channels; layers without such a rule keep theirs. conv: "flattened" or "native" (see `layout`).
-    layers: parameter names; None takes all prunable ones, "fitting" those whose width n divides. method: of `search`.
-    criterion: "cast"; as baselines "wanda", which takes C for diagonal (|w|·‖h‖₂), and "magnitude", |w| alone; the
-    table's cost is that of the whole C for all three. repair: what is kept takes over what went (see `repaired`).
+    layers: parameter names or roles ("mlp"); None takes all prunable ones, "fitting" those whose width n divides.
+    method: of `search`. criterion: "cast"; as baselines "wanda", which takes C for diagonal (|w|·‖h‖₂), and
+    "magnitude", |w| alone; the table's cost is that of the whole C for all three. repair: what is kept takes over what
+    went (see `repaired`).
 
     The model is left as it is. Source: arXiv:2606.02608, which samples the patterns of 8:16.
     Raises PatternError for a pattern or width that do not fit, with all such layers; DataError for calibration that is

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -161,7 +162,11 @@ def smallest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     if not 0 <= count <= len(flat):
         raise BudgetError(f"{count} entries cannot be removed from {len(flat)}")
     keep = torch.ones(len(flat), dtype=torch.bool)
-    keep[torch.sort(flat, stable=True).indices[:count]] = False
+    if count:  # a partition, not a sort: that of hundreds of millions of scores takes their memory three times
+        limit = float(np.partition(flat.numpy(), count - 1)[count - 1])
+        torch.ge(flat, limit, out=keep)
+        ties = (flat == limit).nonzero().flatten()
+        keep[ties[: count - int((~keep).sum())]] = False
     parts = keep.split([values.numel() for values in scores.values()])
     return {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
 

@@ -188,7 +188,7 @@ class Stages:
         before = self.masks if plan.candidates == "step" else {n: torch.ones_like(m) for n, m in self.masks.items()}
         moved = movement_of(
             over.student, {name: before[name] & ~mask for name, mask in over.masks.items()}, self.data, self.teacher,
-            plan.selection, seed=self.seed, learning_rate=plan.selection_rate, renew=plan.renew,
+            plan.selection, plan.selection_batch, plan.selection_rate, seed=self.seed, renew=plan.renew,
             progress=lambda share: tell(0.3 * share, "selecting"), cancelled=self.cancelled,
             out=place.selecting if place is not None and self.first else None,
             **{key: self.training[key] for key in ("device", "every") if key in self.training},

@@ -34,9 +34,10 @@ class StepPlan:
     `restore`. restored: a restored entry begins at the value it "moved" to or that it had "before". by: what brings
     an entry back, its "movement" or its "agreement": the product of movement and old value, where that is positive.
     renew: batch norms of the over-pruned network are measured again before the selection (`movement_of`).
-    selection: epochs of the selection phase; recovery: epochs after each step, 0 for none; last: more of those after
-    the last one; equal: a step without a selection phase trains as many epochs longer, so that all schedules see the
-    same number of images. seb: the strengths of spectral steps, at all sparsities; None takes those of the four
+    selection: epochs of the selection phase, at selection_rate and with selection_batch images a step; recovery: epochs
+    after each step, 0 for none; last: more of those after the last one; equal: a step without a selection phase trains
+    as many epochs longer, so that all schedules see the same number of images. seb: the strengths of spectral steps, at
+    all sparsities; None takes those of the four
     regimes. The numbers are those of arXiv:2606.02608 where it names them.
     """
 
@@ -52,6 +53,7 @@ class StepPlan:
     renew: bool = False
     selection: float = 0.2
     selection_rate: float = 1e-3
+    selection_batch: int = 128
     recovery: float = 1
     last: int = 0
     targets: tuple[float, ...] = ()
@@ -69,6 +71,8 @@ class StepPlan:
                 raise TrainingError(f"unknown {name} '{value}'; {nearest(value, known)}")
         if not self.selection > 0 or not self.recovery >= 0 or self.last < 0:
             raise TrainingError("selection takes epochs above 0, recovery and last from 0 on")
+        if self.selection_batch < 1:
+            raise TrainingError(f"selection_batch = {self.selection_batch}; give a number of images, 1 or more")
         if not (math.isfinite(self.selection_rate) and self.selection_rate > 0):
             raise TrainingError(f"selection_rate = {self.selection_rate}; give a number above 0")
         return self

@@ -56,13 +56,13 @@ def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[tuple, dict]
 
 def test_the_dense_network_teaches_selection_and_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     recoveries, selections = spied(monkeypatch, "distill"), spied(monkeypatch, "movement_of")
-    run(StepPlan("ser", targets=(0.3, 0.6)), 0.6)
+    run(StepPlan("ser", targets=(0.3, 0.6), selection_batch=48), 0.6)
     assert len(recoveries) == len(selections) == 2
     for (student, teacher, *_), _ in recoveries:
         assert digest(teacher) == digest(network()) != digest(student)
-    for (student, _, _, teacher, epochs), more in selections:
+    for (student, _, _, teacher, epochs, batch, rate), more in selections:
         assert digest(teacher) == digest(network()) != digest(student)
-        assert (epochs, more["learning_rate"], more["renew"]) == (0.2, 1e-3, False)
+        assert (epochs, batch, rate, more["renew"]) == (0.2, 48, 1e-3, False)
 
 
 def test_the_last_stage_trains_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
