@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from mpviz.nets.calibrate import second_moments
     from mpviz.nets.compare import compare
     from mpviz.nets.data import load_data
+    from mpviz.nets.macs import count_macs
     from mpviz.nets.spectra import analyze, spectrum
     from mpviz.nets.store import load, save
+    from mpviz.nets.tome import merged_tokens
     from mpviz.nets.zoo import load_model
     from mpviz.pipeline import run
+    from mpviz.projecting import run_projection
     from mpviz.prune.allocate import allocate
+    from mpviz.prune.cast import project
+    from mpviz.prune.fold import fold_permutations
     from mpviz.prune.masks import apply_masks, magnitude_masks
     from mpviz.rmt.fit import fit_bulk
     from mpviz.rmt.law import MarchenkoPastur
@@ -51,11 +56,17 @@ __all__ = [
     "prune_model",
     "certify",
     "distill",
+    # k:n patterns, merged tokens and what runs then
+    "project",
+    "fold_permutations",
+    "merged_tokens",
+    "count_macs",
     # files and whole plans
     "save",
     "load",
     "run",
     "run_grid",
+    "run_projection",
     # the screen
     "Workbench",
     # what all errors have in common
@@ -79,7 +90,12 @@ _HOMES = {
     "distill": "mpviz.train.distill",
     "save": "mpviz.nets.store",
     "load": "mpviz.nets.store",
+    "project": "mpviz.prune.cast",
+    "fold_permutations": "mpviz.prune.fold",
+    "merged_tokens": "mpviz.nets.tome",
+    "count_macs": "mpviz.nets.macs",
     "run": "mpviz.pipeline",
+    "run_projection": "mpviz.projecting",
     "run_grid": "mpviz.grid",
     "Workbench": "mpviz.workbench.state",
     "MpvizError": "mpviz.errors",

@@ -1,4 +1,4 @@
-"""The command line: analyze, compare, run, recipe, dashboard, report. Each imports what it needs when it is called."""
+"""The command line. Each command imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mpviz {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_analyze, _add_compare, _add_run, _add_recipe, _add_dashboard, _add_report):
+    for add in (_add_analyze, _add_compare, _add_run, _add_recipe, _add_recipes, _add_dashboard, _add_report):
         add(commands)
     return parser
 
@@ -194,6 +194,9 @@ def run(arguments: argparse.Namespace) -> None:
     if recipe.grid.methods:
         _run_grid(recipe, folder, arguments.theme)
         return
+    if recipe.project.pattern:
+        _run_projection(recipe, folder, arguments.theme)
+        return
     line = ProgressLine()
     try:
         result = run_recipe(
@@ -222,6 +225,21 @@ def _run_grid(recipe: Recipe, folder: Path, theme: str) -> None:
     print(f"\n{folder / 'report.html'}\n{folder / 'metrics.csv'}")
 
 
+def _run_projection(recipe: Recipe, folder: Path, theme: str) -> None:
+    """Run a projection, write its folder and print what it measured and counted."""
+    from mpviz.projecting import run_projection
+    from mpviz.terminal import projection_lines
+    from mpviz.ui.projection_report import projection_html
+
+    line = ProgressLine()
+    try:
+        result = run_projection(recipe, folder, progress=line.show, report=partial(projection_html, theme=theme))
+    finally:
+        line.clear()
+    print(projection_lines(result.metrics, result.macs))
+    print(f"\n{folder / 'report.html'}\n{folder / 'projected.safetensors'}")
+
+
 def _add_recipe(commands: Any) -> None:
     parser = commands.add_parser("recipe", help="print a recipe to start from")
     _add_settings(parser)
@@ -233,6 +251,35 @@ def recipe(arguments: argparse.Namespace) -> None:
     from mpviz.recipe import Recipe, with_settings
 
     print(with_settings(Recipe(), arguments.settings).to_toml(), end="")
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = commands.add_parser("recipes", help="the rows of the paper's structured tables, each as a recipe")
+    parser.add_argument("row", nargs="?", type=int, metavar="ROW", help="print the recipe of this row")
+    parser.add_argument("--data", metavar="DIR", help="the ImageNet folder, or a timm data set, that the recipes name")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write all of them there as row-NN.toml")
+    parser.set_defaults(command=recipes)
+
+
+def recipes(arguments: argparse.Namespace) -> None:
+    """List the rows, print one as a recipe, or write all."""
+    from mpviz.files import write_text
+    from mpviz.paper import IMAGENET, paper_recipe, paper_rows
+    from mpviz.terminal import paper_lines
+
+    data = arguments.data or IMAGENET
+    if arguments.row is not None:
+        print(paper_recipe(arguments.row, data).to_toml(), end="")
+        return
+    rows = paper_rows()
+    if arguments.out is None:
+        print(paper_lines(rows))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        path = arguments.out / f"row-{row.row:02d}.toml"
+        write_text(path, paper_recipe(row, data).to_toml())
+        print(path)
 
 
 def _add_dashboard(commands: Any) -> None:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mpviz.nets.macs import Macs
+    from mpviz.paper import PaperRow
+
 
 def layer_lines(table: pd.DataFrame) -> str:
     """The table of `mp.analyze` for a terminal: numbers right-aligned with three digits, verdicts last."""
@@ -81,6 +84,32 @@ def change_lines(table: pd.DataFrame) -> str:
         for name, row in table.iterrows()
     ]
     return columns(headers, rows, left=(0, 1))
+
+
+def projection_lines(metrics: pd.DataFrame, macs: Macs) -> str:
+    """What a projection measured and counted, for a terminal."""
+    from mpviz.ui import text
+
+    headers = ("", "accuracy", "dense", "certified", "unchanged", "samples")
+    shares = ("accuracy", "dense_accuracy", "coverage", "unchanged")
+    rows = [(row["phase"], *(text.percent(row[name], 4) for name in shares), str(row["samples"]))
+            for row in metrics.to_dict("records")]  # fmt: skip
+    saved = text.percent(macs.reduction, 4)
+    return f"{columns(headers, rows)}\n{saved} of {macs.dense:,} multiply–adds are saved, as executed; this is no speed"
+
+
+def paper_lines(rows: Sequence[PaperRow]) -> str:
+    """The rows of the paper's structured tables for a terminal; all numbers are theirs."""
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    headers = ("row", "network", "source", "method", "pattern", "merged", "permuted", "dense top-1", "top-1", "speed")
+    cells = [(str(one.row), one.architecture, one.source, one.method, one.pattern, str(one.tome or "–"),
+              one.permute or "–", number(one.dense_top1), number(one.top1), number(one.speedup, 3))
+             for one in rows]  # fmt: skip
+    note = "top-1 in % and speed as printed in arXiv:2606.02608; `mpviz recipes ROW` prints a recipe"
+    return f"{columns(headers, cells, left=(1, 2, 3, 4))}\n{note}"
 
 
 class ProgressLine:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mpviz.errors import DataError
 from mpviz.ui import text
+from mpviz.ui._layers import depth_ticks
 from mpviz.ui.method_figures import MARKS, method_colour
 from mpviz.ui.theme import Json, axis, faint, layout, note, palette
 
@@ -156,6 +157,37 @@ def patterns_figure(cells: pd.DataFrame, network: str, theme: str = "light", epo
         "annotations": [note(f"dense {dense:.2f} %", colours.muted, xref="x2 domain", yref="y2", x=0.01, y=dense,
                              xanchor="left", yanchor="bottom")],
         "margin": {"l": 64, "r": 16, "t": 72, "b": 48},
+    }  # fmt: skip
+    return figure
+
+
+def layer_costs_figure(cost: pd.DataFrame, theme: str = "light") -> Json:
+    """What each layer pays, in per cent of Σ w² E h², in the order of the network; faint where a repair took it back.
+
+    cost: the table of `Projected`; layers that stayed dense have no bar.
+    """
+    rows = cost[cost["why"] == ""]
+    if rows.empty:
+        raise DataError("no layer was projected, so there is no cost to draw")
+    colours, names = palette(theme), [str(name) for name in rows.index]
+    power = rows["power"].where(rows["power"] > 0, np.nan)
+    left, before = (100 * rows[column] / power for column in ("left", "cost"))
+    figure: Json = {"data": [], "layout": layout(theme)}
+    words = [text.escape(text.short_name(name)) for name in names]
+    bars = [("after the repair", left, colours.measured.fill), ("taken back", before - left, colours.neutral.fill)]
+    for name, values, colour in bars if bool((before - left > 1e-9).any()) else [("cost", left, colours.measured.fill)]:
+        figure["data"].append({
+            "type": "bar", "name": name, "x": list(range(len(names))), "y": values.fillna(0.0).tolist(), "text": words,
+            "textposition": "none", "marker": {"color": colour},
+            "hovertemplate": f"%{{text}}<br>{name}: %{{y:.3g}} %<extra></extra>",
+        })  # fmt: skip
+    places, labels = depth_ticks(names, [str(role) for role in rows["role"]])
+    figure["layout"] |= {
+        "barmode": "stack", "bargap": 0.2, "showlegend": len(figure["data"]) > 1,
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        "xaxis": axis(theme, "layer, in the order of the network", grid=False, tickmode="array", tickvals=places,
+                      ticktext=labels, tickangle=0),
+        "yaxis": axis(theme, "cost, % of Σ w² E h²", rangemode="tozero"),
     }  # fmt: skip
     return figure
 
