@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,11 +16,14 @@ from mpviz.certificates.layer_input import removed_part
 from mpviz.certificates.objective import Penalty, restore_test
 from mpviz.errors import ModelError, MpvizError, PatternError, nearest
 from mpviz.nets.calibrate import block_moments
-from mpviz.nets.data import Split
+from mpviz.nets.data import Split, load_data
 from mpviz.nets.forward import logits, masked_copy
-from mpviz.nets.layers import weight_of
+from mpviz.nets.layers import list_layers, weight_of
+from mpviz.nets.macs import count_macs
+from mpviz.nets.paths import data_root
 from mpviz.nets.tome import merged_tokens, unmerge_tokens
-from mpviz.prune.cast import Projected
+from mpviz.nets.zoo import load_model
+from mpviz.prune.cast import Projected, project
 from mpviz.prune.cast_job import change
 from mpviz.prune.kn import search
 from mpviz.prune.pattern import Layout, layout
@@ -157,3 +161,31 @@ def _change(model: nn.Module, name: str, removed: Tensor, images: Tensor) -> flo
     if not torch.isfinite(difference).all():
         raise MpvizError(f"the logits are not finite when {name} is pruned; look at the images")
     return float(difference.abs().amax(dim=1).mean())
+
+
+def pattern_layers(network: str) -> tuple[str, ...]:
+    """Parameter names of a bundled network's layers that a pattern can be looked at in. Raises ModelError."""
+    return tuple(info.name for info in list_layers(load_model(network)) if info.prunable)
+
+
+def explore(network: str, pattern: str, order: str, layer: str, images: int = 64) -> PatternView:
+    """One layer of a bundled network, projected on images of its calibration split. Errors: `project`."""
+    model, data = load_model(network), load_data("fashion-mnist", folder="bundled")
+    found = project(model, pattern, data.calibration, permute=order, layers=[layer], images=images)
+    return pattern_view(model, found, data.calibration, layer, images=images)
+
+
+def mac_stages(network: str, pattern: str, tome: int = 0) -> list[tuple[str, pd.DataFrame]]:
+    """Multiply–adds of a bundled network by type of layer: dense, with `tome` pairs merged, with the pattern too."""
+    model = load_model(network)
+    stages = [("dense", count_macs(model).by_role())]
+    if tome:
+        stages.append((f"merging {tome}", count_macs(model, tome=tome).by_role()))
+    return [*stages, (pattern, count_macs(model, pattern=pattern, tome=tome, layers="fitting").by_role())]
+
+
+def committed_cells() -> pd.DataFrame:
+    """The cells of the grid of patterns that comes with mpviz, one row each; no rows where the record is missing."""
+    path = data_root() / "benchmarks" / "structured-grid.json"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    return pd.DataFrame(cells, columns=None if cells else ["network", "epochs", "tome"])

@@ -20,7 +20,7 @@ import panel as pn
 from bokeh.settings import settings
 
 from mpviz.errors import MpvizError
-from mpviz.ui.dashboard_pages import ComparePage
+from mpviz.ui.dashboard_pages import ComparePage, PatternsPage
 from mpviz.ui.dashboard_paint import RESETS
 from mpviz.ui.dashboard_session import Report, Session
 from mpviz.ui.dashboard_words import page_css, read_page_file
@@ -101,7 +101,10 @@ def serve(
         unused_session_lifetime_milliseconds=1000 * UNUSED_SECONDS,
         check_unused_sessions_milliseconds=5000,
         verbose=False,
-        extra_patterns=[("/compare", ComparePage, {"folders": [Path(grid) for grid in grids]})],
+        extra_patterns=[
+            ("/compare", ComparePage, {"folders": [Path(grid) for grid in grids]}),
+            ("/patterns", PatternsPage),
+        ],
     )
 
 

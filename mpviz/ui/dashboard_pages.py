@@ -15,6 +15,26 @@ def _page(folders: Sequence[Path], asked: str | None, theme: str) -> tuple[bool,
     return compare_page(folders, asked, theme)
 
 
+def _patterns(asked: dict[str, str]) -> tuple[bool, str]:
+    from mpviz.ui.patterns_page import patterns_page
+
+    return patterns_page(asked)
+
+
+class PatternsPage(RequestHandler):
+    """``/patterns?network=…&pattern=…&order=…&layer=…&theme=…``: k:n patterns of the bundled networks."""
+
+    async def get(self) -> None:
+        """Answer with the page; it is made in a thread, for the sessions must not wait."""
+        names = ("network", "pattern", "order", "layer", "theme")
+        asked = {name: value for name in names if (value := self.get_query_argument(name, None)) is not None}
+        known, page = await IOLoop.current().run_in_executor(None, _patterns, asked)
+        self.set_status(200 if known else 404)
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Cache-Control", "no-store")
+        await self.finish(page)
+
+
 class ComparePage(RequestHandler):
     """``/compare?grid=…&theme=…``: methods side by side, of the given folders and of the grids that come with mpviz."""
 

@@ -130,16 +130,16 @@ def patterns_figure(cells: pd.DataFrame, network: str, theme: str = "light", epo
         key = "" if number == 1 else "2"
         stats = rows.groupby(["arm", "pattern"])[column].agg(["mean", "std", "count"])
         for place, arm in enumerate(arms):
-            here = stats.loc[arm].reindex(patterns)
+            here = stats.loc[arm]
             step = 0.72 * (place - (len(arms) - 1) / 2) / max(len(arms), 2)
             figure["data"].append({
                 "type": "scatter", "mode": "markers", "name": arm, "legendgroup": arm, "showlegend": number == 1,
-                "x": [i + step for i in range(len(patterns))], "y": (scale * here["mean"]).tolist(),
+                "x": [patterns.index(one) + step for one in here.index], "y": (scale * here["mean"]).tolist(),
                 "error_y": {"type": "data", "array": (scale * here["std"].fillna(0.0)).tolist(), "thickness": 1.5,
                             "width": 3, "color": method_colour(place, theme)},
                 "marker": {"symbol": MARKS[place % 8] + ("-open" if place > 7 else ""), "size": 8,
                            "color": method_colour(place, theme)},
-                "xaxis": f"x{key}", "yaxis": f"y{key}", "customdata": [[p] for p in patterns],
+                "xaxis": f"x{key}", "yaxis": f"y{key}", "customdata": [[one] for one in here.index],
                 "hovertemplate": f"{arm}, %{{customdata[0]}}: %{{y:.4g}}<extra></extra>",
             })  # fmt: skip
     ticks = {"tickmode": "array", "tickvals": list(range(len(patterns))), "ticktext": patterns,
