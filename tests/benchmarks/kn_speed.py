@@ -1,11 +1,12 @@
-"""Speed, memory and exactness of the k:n search: python tests/benchmarks/kn_speed.py [--parts layer vit resnet wide].
+"""Speed, memory and exactness of the k:n search: python tests/benchmarks/kn_speed.py [--parts layer vit …].
 
 Each measurement runs in a process of its own, on one thread, and tells its CPU seconds and how far its peak memory
 rose above what it held before. `layer`: a seeded 768 × 3072 layer behind correlated GELU activations, every pattern, by
 this search, by its preview and by a plain enumeration of the paper's formula (all patterns of each group multiplied
 out, in float32 as the paper's code has it). `vit`, `resnet`: whole networks with random weights on random images,
 calibration counted apart. `wide`: how far the swap search of n = 32 ends above the optimum, on cells small enough in
-number for the exact search. Finished parts stay in data/benchmarks/kn-speed.json when others are run again.
+number for the exact search. `orders`: what each rule's order costs where scales of the inputs are log-normal (σ = 1).
+Finished parts stay in data/benchmarks/kn-speed.json when others are run again.
 """
 
 from __future__ import annotations
@@ -141,6 +142,32 @@ def wide(cells: int) -> dict[str, Any]:
     return found
 
 
+def orders(seed: int) -> dict[str, Any]:
+    """Cost of the best 2:4 patterns under each rule's order, relative to none, with log-normal scales of the inputs."""
+    from mpviz.nets.kn_pattern import KN
+    from mpviz.prune.kn import search
+    from mpviz.prune.pattern import layout
+    from mpviz.prune.permute import RULES, find_order
+
+    torch.manual_seed(seed)
+    pattern, weight = KN(2, 4), torch.randn(ROWS, COLS) * 0.02
+    inputs = torch.randn(2000, COLS) * torch.exp(torch.randn(COLS))
+    gram = (inputs.T @ inputs / len(inputs)).double()
+    scores, importance = (
+        weight.square() * inputs.square().mean(dim=0),
+        weight.abs().sum(dim=0) * inputs.abs().mean(dim=0),
+    )
+    found: dict[str, Any] = {"seed": seed}
+    for rule in RULES:
+        start = time.process_time()
+        order = find_order(rule, scores, importance, pattern).order
+        spent = time.process_time() - start
+        where = layout("layer", (ROWS, COLS), pattern, order=order)
+        cost = float(search(where.cells(weight), where.blocks(gram), pattern, threads=1).cost.sum())
+        found[rule] = {"cost": cost, "cpu_s": round(spent, 2)}
+    return found | {"relative": {rule: found[rule]["cost"] / found["none"]["cost"] for rule in RULES}}
+
+
 def apart(call: str) -> Any:
     """What a call of this module gives in a process of its own."""
     code = f"import json, torch; torch.set_num_threads(1); import kn_speed; print(json.dumps(kn_speed.{call}))"
@@ -162,6 +189,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "vit": lambda: [apart(f"network('vit_base_patch16_224', '{text}', 8, 224)") for text in ("2:4", "4:8", "8:16")],
     "resnet": lambda: [apart(f"network('resnet152d', '{text}', 4, 256)") for text in ("2:4", "8:16")],
     "wide": lambda: apart("wide(64)"),
+    "orders": lambda: [apart(f"orders({seed})") for seed in (0, 1, 2)],
 }
 
 

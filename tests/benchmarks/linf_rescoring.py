@@ -2,7 +2,7 @@
 
 CAST projections of the bundled networks, before and after `mpviz.prune.rescore` on 64 calibration images that the seed
 draws: the mean over images of ‖Rψ‖∞ on these and on 64 other training images, each layer behind the dense ones before
-it and averaged over layers as a ratio; accuracy, cross-entropy and the largest change of a logit on all 10 000 test images.
+it and averaged over layers as a ratio; accuracy, cross-entropy and the largest change of a logit on all test images.
 Written to data/benchmarks/linf-rescoring.json after each cell; cells that are there are not run again.
 """
 
@@ -49,9 +49,11 @@ def cell(name: str, pattern: str, seed: int) -> dict[str, Any]:
     start = time.process_time()
     after = rescore(model, before, data.calibration, IMAGES, seed=seed)
     spent = time.process_time() - start
-    row: dict[str, Any] = {"network": name, "pattern": pattern, "seed": seed, "cpu_s": round(spent, 1),
-                           "changed": int(after.table["changed"].sum()), "groups": int(before.cost["groups"].sum()),
-                           "calibration_ratio": float((after.table["after"] / after.table["before"]).mean())}  # fmt: skip
+    row: dict[str, Any] = {
+        "network": name, "pattern": pattern, "seed": seed, "cpu_s": round(spent, 1),
+        "changed": int(after.table["changed"].sum()), "groups": int(before.cost["groups"].sum()),
+        "calibration_ratio": float((after.table["after"] / after.table["before"]).mean()),
+    }  # fmt: skip
     ratios = [worst(model, one.masks, held) for one in (before, after.projected)]
     row["held_out_ratio"] = sum(ratios[1][layer] / ratios[0][layer] for layer in ratios[0]) / len(ratios[0])
     for phase, network in (("before", before.model), ("after", after.projected.model)):
