@@ -8,6 +8,8 @@ import re
 import statistics
 from pathlib import Path
 
+from readme_structured import merged_table, patterns_table, real_table, search_table, shown
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("fashion-mlp", "fashion-mlp-l1", "fashion-vit", "fashion-resnet")
 
@@ -113,12 +115,13 @@ def methods_table() -> str:
     levels = (0.2, 0.4, 0.5, 0.6, 0.7)
     lines = ["| accuracy %, no training after | " + " | ".join(f"{s:.0%}" for s in levels) + " |"]
     lines.append("| --- " * (len(levels) + 1) + "|")
-    found = {(cell["network"], cell["method"], cell["sparsity"]): cell for cell in cells}
+    found: dict[tuple[str, str, float], list[float]] = {}
+    for cell in cells:
+        found.setdefault((cell["network"], cell["method"], cell["sparsity"]), []).append(cell["accuracy"])
     for network, method in dict.fromkeys((cell["network"], cell["method"]) for cell in cells):
-        row = [found.get((network, method, s)) for s in levels]
-        if all(row):
-            shown = " | ".join(f"{100 * cell['accuracy']:.2f}" for cell in row if cell)
-            lines.append(f"| {network}, {method} | {shown} |")
+        rows = [found.get((network, method, s)) for s in levels]
+        if all(rows):
+            lines.append(f"| {network}, {method} | {' | '.join(shown(values) for values in rows if values)} |")
     return "\n".join(lines)
 
 
@@ -186,6 +189,10 @@ def fully_connected_table() -> str:
 
 
 TABLES = {
+    "patterns": patterns_table,
+    "merged": merged_table,
+    "search": search_table,
+    "real": real_table,
     "fully-connected": fully_connected_table,
     "recovery": recovery_table,
     "ablation": ablation_table,
