@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
-from mpviz.errors import MpvizError
+from mpviz.errors import CheckpointError, MpvizError
 from mpviz.terminal import ProgressLine, change_lines, columns, layer_lines
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ def _add_table_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _write_table(table: pd.DataFrame, arguments: argparse.Namespace) -> None:
-    from mpviz.errors import CheckpointError
     from mpviz.files import write_with
     from mpviz.ui.export import table_csv, table_parquet
 
@@ -257,7 +256,7 @@ def _add_recipes(commands: Any) -> None:
     parser = commands.add_parser("recipes", help="the rows of the paper's structured tables, each as a recipe")
     parser.add_argument("row", nargs="?", type=int, metavar="ROW", help="print the recipe of this row")
     parser.add_argument("--data", metavar="DIR", help="the ImageNet folder, or a timm data set, that the recipes name")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write all of them there as row-NN.toml")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write all of them, or ROW, there as row-NN.toml")
     parser.set_defaults(command=recipes)
 
 
@@ -268,17 +267,19 @@ def recipes(arguments: argparse.Namespace) -> None:
     from mpviz.terminal import paper_lines
 
     data = arguments.data or IMAGENET
-    if arguments.row is not None:
+    if arguments.row is not None and arguments.out is None:
         print(paper_recipe(arguments.row, data).to_toml(), end="")
         return
-    rows = paper_rows()
     if arguments.out is None:
-        print(paper_lines(rows))
+        print(paper_lines(paper_rows()))
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = [one.row for one in paper_rows()] if arguments.row is None else [arguments.row]
     for row in rows:
-        path = arguments.out / f"row-{row.row:02d}.toml"
-        write_text(path, paper_recipe(row, data).to_toml())
+        path, text = arguments.out / f"row-{row:02d}.toml", paper_recipe(row, data).to_toml()
+        try:
+            write_text(path, text)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from error
         print(path)
 
 
@@ -329,7 +330,13 @@ def report(arguments: argparse.Namespace) -> None:
     from mpviz.ui.report import write_report
 
     out = arguments.out or arguments.folder / "report.html"
-    if read_recipe(arguments.folder / "recipe.toml").grid.methods:
+    recipe = read_recipe(arguments.folder / "recipe.toml")
+    if recipe.project.pattern:
+        raise CheckpointError(
+            f"{arguments.folder} holds a projection, whose report was written with the run; "
+            f"open {arguments.folder / 'report.html'}, or run its recipe again"
+        )
+    if recipe.grid.methods:
         write_text(out, grid_html(read_grid(arguments.folder), arguments.theme))
         print(out)
         return

@@ -167,6 +167,8 @@ def _checked_grid(recipe: Recipe) -> Recipe:
     for method in recipe.grid.options:
         if method not in recipe.grid.methods:
             raise RecipeError(f"recipe key 'grid.options.{method}' is of no method in grid.methods")
+    if recipe.project.pattern and not recipe.grid.methods:
+        raise RecipeError("this recipe has a k:n pattern (project.pattern); give it to mp.run_projection")
     if not recipe.grid.methods:
         raise RecipeError("the recipe has no grid.methods; name some, such as methods = ['magnitude', 'hybrid']")
     if recipe.certify.tiers != ["measured"]:

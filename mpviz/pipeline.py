@@ -19,7 +19,7 @@ from mpviz.certificates.certify import TIERS, Slider, tier_results
 from mpviz.certificates.margins import Certificate, TierResult, compare_logits
 from mpviz.certificates.preview import POSITIONS, coverage_curve
 from mpviz.certificates.summary import compare_models, with_recovered
-from mpviz.errors import BudgetError, Cancelled, CheckpointError, ModelError, RecipeError, nearest
+from mpviz.errors import BudgetError, Cancelled, ModelError, RecipeError, nearest
 from mpviz.grid_results import environment, measured_change
 from mpviz.nets.data import Split, load_data
 from mpviz.nets.forward import logits, pruned_copy
@@ -28,7 +28,7 @@ from mpviz.prune.allocate import allocate
 from mpviz.prune.masks import Ranking
 from mpviz.recipe import BudgetPlan, Recipe, checked, read_recipe
 from mpviz.recipe_parts import dense_model, recovery_options
-from mpviz.run_results import Recovered, RunResult, check_folder, write_run
+from mpviz.run_results import Recovered, RunResult, run_folder, write_run
 from mpviz.train.distill import distill
 
 Progress = Callable[[float, str], None]
@@ -179,10 +179,7 @@ def run(
     and Cancelled when asked to stop.
     """
     recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
-    folder = None if out is None else check_folder(out)
-    if folder is not None and (folder / "cells").exists():
-        raise CheckpointError(f"{folder} holds a grid of methods; choose another folder")
-
+    folder = run_folder(out, "pruned.safetensors")
     training = None if folder is None else folder / "recovery"  # until the run is complete
 
     def tell(fraction: float, message: str) -> None:
@@ -290,6 +287,8 @@ def _checked_plan(recipe: Recipe) -> Recipe:
             raise RecipeError(f"recipe key 'certify.tiers' names the unknown tier '{tier}'; {nearest(tier, TIERS)}")
     if recipe.grid.methods:
         raise RecipeError("this recipe compares methods (grid.methods); give it to mp.run_grid")
+    if recipe.project.pattern:
+        raise RecipeError("this recipe has a k:n pattern (project.pattern); give it to mp.run_projection")
     recipe = checked(recipe)
     recovery_options(recipe)
     if recipe.recover.epochs and len(recipe.grid.seeds) > 1:

@@ -15,23 +15,27 @@ from torch import Tensor, nn
 
 from mpviz.certificates.margins import Certificate, compare_logits
 from mpviz.certificates.objective import Penalty
-from mpviz.errors import CheckpointError, MpvizError, RecipeError, nearest
+from mpviz.errors import CheckpointError, MpvizError, PatternError, RecipeError, nearest
 from mpviz.files import Writer, write_together
 from mpviz.grid_results import environment, measured_change
 from mpviz.nets.architectures import ARCHITECTURES
 from mpviz.nets.calibrate import second_moments
 from mpviz.nets.data import Split, Splits, load_data
 from mpviz.nets.forward import split_logits
+from mpviz.nets.kn_pattern import KN
 from mpviz.nets.macs import Macs, count_macs
 from mpviz.nets.spectra import analyze
 from mpviz.nets.store import load, save
+from mpviz.nets.tome import planned_schedule
 from mpviz.nets.zoo import model_card
 from mpviz.prune.cast import Projected, project
-from mpviz.prune.methods import LOOK_AT_DATA, METHODS
+from mpviz.prune.cast_job import Plan
+from mpviz.prune.cast_source import chosen_layers
+from mpviz.prune.methods import LOOK_AT_DATA, LOOK_AT_SPECTRA, METHODS
 from mpviz.prune.pruning import Pruning
 from mpviz.recipe import ProjectPlan, Recipe, checked, read_recipe
-from mpviz.recipe_parts import STEPPED, dense_model, recovery_options
-from mpviz.run_results import check_folder, text_writer
+from mpviz.recipe_parts import STEPPED, dense_model, recovery_options, source_options
+from mpviz.run_results import check_folder, run_folder, text_writer
 from mpviz.structured import restore_certificates
 from mpviz.train.any_method import prune_model
 from mpviz.train.distill import distill
@@ -85,17 +89,21 @@ def run_projection(
     what is wrong, and Cancelled when asked to stop.
     """
     recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
-    folder = None if out is None else check_folder(out)
+    folder = run_folder(out, "projected.safetensors")
     tell = progress or (lambda share, words: None)
     tell(0.0, "loading the model")
     model = dense_model(recipe)
+    # what does not fit is told now, not after its source was pruned for hours
+    chosen_layers(model, KN.parse(recipe.project.pattern), recipe.project.conv, recipe.project.layers or None)
+    planned_schedule(model, recipe.project.tome)
     data = load_data(recipe.data.name, recipe.data.folder or None, model)
     run = _Run(recipe, model, data, folder, tell, cancelled)
     result = run.result()
     if folder is not None:
         tell(0.98, f"writing {folder}")
         result = write_projection(result, folder, None if report is None else report(result))
-        for name in ("source", "recovery"):  # what an unfinished run would have gone on from
+        own = {"source": recipe.project.source in STEPPED, "recovery": recipe.recover.epochs > 0}
+        for name in (name for name, used in own.items() if used):  # what an unfinished run would have gone on from
             shutil.rmtree(folder / name, ignore_errors=True)
     tell(1.0, "done")
     return result
@@ -105,7 +113,8 @@ def _checked_plan(recipe: Recipe) -> Recipe:
     recipe = checked(recipe)
     plan = recipe.project
     if not plan.pattern:
-        raise RecipeError("this recipe has no project.pattern; set one, such as 2:4, or give it to mp.run")
+        place = "mp.run_grid" if recipe.grid.methods else "mp.run"
+        raise RecipeError(f"this recipe has no project.pattern; set one, such as 2:4, or give it to {place}")
     if recipe.certify.tiers != ["measured"]:
         raise RecipeError("recipe key 'certify.tiers': a projection is measured; leave it at ['measured']")
     if len(recipe.grid.seeds) > 1:
@@ -116,8 +125,22 @@ def _checked_plan(recipe: Recipe) -> Recipe:
             f"recipe key 'project.source' is '{plan.source}', no method and no .safetensors file; "
             f"{nearest(plan.source, known)}"
         )
+    _check_settings(plan)
     recovery_options(recipe)
+    source_options(recipe)
     return recipe
+
+
+def _check_settings(plan: ProjectPlan) -> None:
+    """Raises RecipeError for settings that `mp.project` would refuse for any network."""
+    try:
+        Plan(
+            KN.parse(plan.pattern), conv=plan.conv, permute=plan.permute, foldable=plan.foldable,
+            criterion=plan.criterion, damping=plan.damping, repair=plan.repair, prior=plan.prior, alpha=plan.alpha_ser,
+            method="auto", seed=0, memory=0, threads=None, cancelled=None,
+        )  # fmt: skip
+    except PatternError as error:
+        raise RecipeError(f"recipe table [project]: {error}") from error
 
 
 class _Run:
@@ -190,19 +213,19 @@ class _Run:
         if plan.source.endswith(".safetensors"):
             kept = load(plan.source, self.model)
             return kept.model, kept.masks
-        stepped = plan.source in STEPPED
-        given: dict[str, Any] = {"table": analyze(self.model)}
-        if stepped:
+        options = source_options(self.recipe, self.data.train)
+        if plan.source in STEPPED:
             out = None if self.folder is None else self.folder / "source"
-            given = {"data": self.data.train, "out": out, "progress": self.part(0.02, 0.25),
-                     "check": self.data.calibration if plan.source == "drop-threshold" else None}  # fmt: skip
+            options |= {"data": self.data.train, "out": out, "progress": self.part(0.02, 0.25),
+                        "check": self.data.calibration if plan.source == "drop-threshold" else None}  # fmt: skip
+        elif plan.source in LOOK_AT_SPECTRA:
+            options["table"] = analyze(self.model, cancelled=self.cancelled)
         elif plan.source in LOOK_AT_DATA:
-            given["calibration"] = second_moments(self.model, self.data.calibration, n=plan.images, seed=self.seed)
-        options = dict(plan.source_options)
-        if stepped:
-            options = recovery_options(self.recipe, self.data.train) | options
+            options["calibration"] = second_moments(
+                self.model, self.data.calibration, n=plan.images, seed=self.seed, cancelled=self.cancelled
+            )
         pruned: Pruning = prune_model(
-            self.model, plan.source, plan.source_sparsity, seed=self.seed, cancelled=self.cancelled, **given, **options
+            self.model, plan.source, plan.source_sparsity, seed=self.seed, cancelled=self.cancelled, **options
         )
         return pruned.of(self.model), pruned.masks
 
@@ -226,8 +249,8 @@ def project_by_plan(
     return project(
         model, plan.pattern, calibration, source, masks, permute=plan.permute, alpha_ser=plan.alpha_ser,
         free_restoration=plan.free_restoration, conv=plan.conv, tome=plan.tome, layers=plan.layers or None,
-        criterion=plan.criterion, repair=plan.repair, foldable=plan.foldable, prior=plan.prior, images=plan.images,
-        **options,
+        criterion=plan.criterion, damping=plan.damping, repair=plan.repair, foldable=plan.foldable, prior=plan.prior,
+        images=plan.images, **options,
     )  # fmt: skip
 
 
@@ -260,7 +283,8 @@ def write_projection(result: ProjectionResult, folder: str | Path, report: str |
     try:
         write_together(folder, writers, gone=_OPTIONAL)
     except OSError as error:
-        raise CheckpointError(f"cannot write the run into {folder}: {error}; what was there is unchanged") from error
+        reason = error.__cause__ if isinstance(error, CheckpointError) and error.__cause__ else error
+        raise CheckpointError(f"cannot write the run into {folder}: {reason}; what was there is unchanged") from error
     return replace(result, checkpoint=folder / "projected.safetensors", folder=folder)
 
 

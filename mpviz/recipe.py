@@ -100,6 +100,7 @@ class ProjectPlan:
 
     pattern: str = ""
     criterion: str = "cast"
+    damping: float = 0.0
     repair: bool = False
     permute: str = "none"
     foldable: bool = False
@@ -169,6 +170,7 @@ def _check_project(recipe: Recipe) -> None:
         raise RecipeError("recipe keys 'project.pattern' and 'grid.methods' exclude each other; make two recipes of it")
     wrong = {
         "alpha_ser": ("is a strength, at least 0", not plan.alpha_ser >= 0),
+        "damping": ("is a share of the mean input power, at least 0", not plan.damping >= 0),
         "tome": ("counts pairs of tokens, 0 = none", plan.tome < 0),
         "images": ("counts images, at least 1", plan.images < 1),
         "source_sparsity": ("must be in (0, 1)", not 0 < plan.source_sparsity < 1),

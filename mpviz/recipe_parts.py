@@ -12,13 +12,15 @@ from mpviz.errors import BudgetError, RecipeError, TrainingError
 from mpviz.nets.data import Split
 from mpviz.nets.zoo import load_model
 from mpviz.prune.magnitude import SEB, Magnitude, Regimes
-from mpviz.prune.methods import METHODS
+from mpviz.prune.methods import METHODS, method_of
 from mpviz.prune.restore import BELOW
 from mpviz.recipe import Recipe
 from mpviz.recipe_values import built
+from mpviz.train.any_method import split_options
 from mpviz.train.augment import FlipShift, TimmTransform, in_memory
 from mpviz.train.plan import RecoveryPlan, make_plan
 from mpviz.train.processes import choose_device
+from mpviz.train.ser import checked_recovery
 from mpviz.train.step_plan import StepPlan
 
 STEPPED = ("ser", "hybrid", "drop-threshold")  # prune in steps even where nothing is recovered
@@ -76,6 +78,27 @@ def recovery_options(recipe: Recipe, train: Split | None = None) -> dict[str, An
     if plan.augment and train is not None:
         given["augment"] = FlipShift() if in_memory(train.dataset) else TimmTransform()
     return given
+
+
+def source_options(recipe: Recipe, train: Split | None = None) -> dict[str, Any]:
+    """The options of `mp.prune_model` that prune the source of a projection. train: as in `recovery_options`.
+
+    Raises RecipeError for options that the source does not have, or whose values it would refuse.
+    """
+    plan, options = recipe.project, dict(recipe.project.source_options)
+    try:
+        if plan.source in METHODS:
+            method_of(plan.source, options)
+        elif plan.source in STEPPED:
+            options = recovery_options(recipe, train) | options
+            steps, training = split_options(plan.source, options)
+            steps.stages(plan.source_sparsity)
+            checked_recovery(training)
+        elif options:
+            raise BudgetError(f"the source '{plan.source}' is not pruned here; leave its options out")
+    except (BudgetError, TrainingError) as error:
+        raise RecipeError(f"recipe key 'project.source_options': {error}") from error
+    return options
 
 
 def in_steps(method: str, recipe: Recipe) -> bool:

@@ -77,6 +77,25 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
+_MARKS = {
+    "cells": "a grid of methods", "pruned.safetensors": "the run of a plan", "projected.safetensors": "a projection",
+}  # fmt: skip
+
+
+def run_folder(out: str | Path | None, own: str) -> Path | None:
+    """The folder of a run whose last network is called `own`, None where nothing is to be written.
+
+    Raises CheckpointError when its name is taken by a file, or a run of another kind lies there.
+    """
+    if out is None:
+        return None
+    folder = check_folder(out)
+    for mark, what in _MARKS.items():
+        if mark != own and (folder / mark).exists():
+            raise CheckpointError(f"{folder} holds {what}; choose another folder")
+    return folder
+
+
 _OPTIONAL = ("curve.csv", "recovery.csv", "recovered-samples.csv", "report.html")  # of an earlier run: they go with it
 
 

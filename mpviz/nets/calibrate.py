@@ -109,6 +109,7 @@ def layer_inputs(
     name: the weight's. Holds all of it in memory. Arguments and errors: `second_moments`.
     """
     module = _modules(model, [name])[name]
+    _check_mode(model)
     parts: list[Tensor] = []
 
     def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -121,7 +122,23 @@ def layer_inputs(
             run_checked(model, x[start : start + batch].to(device))
     finally:
         handle.remove()
-    return torch.cat(parts)
+    found = torch.cat(parts) if parts else None
+    _check_seen(name, 0 if found is None else len(found), found is None or bool(torch.isfinite(found).all()))
+    assert found is not None
+    return found
+
+
+def _check_mode(model: nn.Module) -> None:
+    if any(module.training for module in model.modules()):
+        raise ModelError(f"{type(model).__name__} is in training mode; call .eval() before calibrating")
+
+
+def _check_seen(name: str, count: int, finite: bool) -> None:
+    """Raises for a layer that nothing was seen to enter, or something that is not finite."""
+    if not count:
+        raise ModelError(f"{name} is not used by its own module, so what enters it cannot be seen")
+    if not finite:
+        raise DataError(f"NaN or infinite values enter {name}; look at the images and the weights before it")
 
 
 class _Gram:
@@ -223,8 +240,7 @@ def _stream(
     cancelled: Callable[[], bool] | None,
 ) -> None:
     """Run the model on the images, once a group of layers, and add what enters each layer to its sums."""
-    if any(module.training for module in model.modules()):
-        raise ModelError(f"{type(model).__name__} is in training mode; call .eval() before calibrating")
+    _check_mode(model)
     groups = _groups(sizes, memory)
     for done, group in enumerate(groups):
         tell = None if progress is None else lambda f, done=done: progress((done + f) / len(groups))
@@ -259,10 +275,7 @@ def _one_pass(
         for handle in handles:
             handle.remove()
     for name in modules:
-        if not sums[name].count:
-            raise ModelError(f"{name} is not used by its own module, so what enters it cannot be seen")
-        if not sums[name].finite():
-            raise DataError(f"NaN or infinite values enter {name}; look at the images and the weights before it")
+        _check_seen(name, sums[name].count, sums[name].finite())
 
 
 def _images_at_once(module: Any, x: Tensor) -> int:

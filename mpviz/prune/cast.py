@@ -64,9 +64,10 @@ def project(
     model: nn.Module, pattern: str | KN = "2:4", calibration: Tensor | Split | None = None,
     source: str | nn.Module = "dense", source_masks: Mapping[str, Tensor] | None = None, permute: str = "none",
     alpha_ser: float = 0.0, free_restoration: bool = True, conv: str = "flattened", tome: Schedule = 0,
-    layers: Sequence[str] | str | None = None, *, criterion: str = "cast", repair: bool = False, foldable: bool = False,
-    prior: str = "text", method: str = "auto", images: int | None = IMAGES, seed: int = 0, memory: int = MEMORY,
-    threads: int | None = None, progress: Tell | None = None, cancelled: Callable[[], bool] | None = None,
+    layers: Sequence[str] | str | None = None, *, criterion: str = "cast", damping: float = 0.0, repair: bool = False,
+    foldable: bool = False, prior: str = "text", method: str = "auto", images: int | None = IMAGES, seed: int = 0,
+    memory: int = MEMORY, threads: int | None = None, progress: Tell | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Projected:  # fmt: skip
     """Choose, for each row and group of n inputs, the k entries whose removal changes the layer's outputs least.
 
@@ -83,8 +84,9 @@ def project(
     read the same channels; layers without such a rule keep theirs. conv: "flattened" or "native" (see `layout`).
     layers: parameter names or roles ("mlp"); None takes all prunable ones, "fitting" those whose width n divides.
     method: of `search`. criterion: "cast"; as baselines "wanda", which takes C for diagonal (|w|·‖h‖₂), and
-    "magnitude", |w| alone; the table's cost is that of the whole C for all three. repair: what is kept takes over what
-    went (see `repaired`).
+    "magnitude", |w| alone; the table's cost is that of the whole C for all three. damping: patterns are chosen by
+    C + damping · (mean input power of the layer) · I; 0 is the paper's cost, a large one ends at magnitude. repair:
+    what is kept takes over what went (see `repaired`).
 
     The model is left as it is. Source: arXiv:2606.02608, which samples the patterns of 8:16.
     Raises PatternError for a pattern or width that do not fit, with all such layers; DataError for calibration that is
@@ -92,8 +94,9 @@ def project(
     source masks that do not fit; Cancelled.
     """
     plan = Plan(
-        KN.parse(pattern), conv=conv, permute=permute, foldable=foldable, criterion=criterion, repair=repair,
-        prior=prior, alpha=alpha_ser, method=method, seed=seed, memory=memory, threads=threads, cancelled=cancelled,
+        KN.parse(pattern), conv=conv, permute=permute, foldable=foldable, criterion=criterion, damping=damping,
+        repair=repair, prior=prior, alpha=alpha_ser, method=method, seed=seed, memory=memory, threads=threads,
+        cancelled=cancelled,
     )  # fmt: skip
     infos, left_out = chosen_layers(model, plan.pattern, conv, layers)
     if calibration is None:

@@ -17,7 +17,7 @@ from mpviz.nets.kn_pattern import KN
 from mpviz.nets.layers import LayerInfo
 from mpviz.prune.kn import Found, search
 from mpviz.prune.orders import BEST, Choice, choices
-from mpviz.prune.pattern import Layout, layout
+from mpviz.prune.pattern import CONV, Layout, layout
 from mpviz.prune.permute import RULES, Order
 from mpviz.prune.repair import repaired
 
@@ -37,6 +37,7 @@ class Plan:
     permute: str
     foldable: bool
     criterion: str
+    damping: float
     repair: bool
     prior: str
     alpha: float
@@ -48,16 +49,19 @@ class Plan:
 
     def __post_init__(self) -> None:
         named = (("permutation", self.permute, (*RULES, BEST)), ("prior", self.prior, PRIORS),
-                 ("criterion", self.criterion, CRITERIA))  # fmt: skip
+                 ("criterion", self.criterion, CRITERIA),
+                 ("way to group a convolution", self.conv, CONV))  # fmt: skip
         for what, name, known in named:
             if name not in known:
                 raise PatternError(f"unknown {what} '{name}'; {nearest(str(name), known)}")
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise PatternError(f"alpha_ser is a strength of at least 0; got {self.alpha}")
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise PatternError(f"damping is a share of the mean input power, at least 0; got {self.damping}")
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome beside networks and images, for `Projected.settings`."""
-        names = ("criterion", "permute", "foldable", "repair", "prior", "method", "seed")
+        names = ("criterion", "damping", "permute", "foldable", "repair", "prior", "method", "seed")
         return {name: getattr(self, name) for name in names} | {"alpha_ser": self.alpha}
 
 
@@ -105,8 +109,8 @@ class Job:
             moments = block_moments(self.network, calibration, alone, progress=tell, **streamed)
             tell = told.part(0.2, 0.4, "order of inputs")
             open_ = choices(
-                self.network, self.values, moments, plan.permute, plan.pattern, plan.conv, plan.foldable, plan.seed,
-                tell, plan.cancelled,
+                self.network, self.values, moments, plan.permute, plan.pattern, plan.conv, plan.foldable,
+                plan.damping, plan.seed, tell, plan.cancelled,
             )  # fmt: skip
         layouts = self._layouts(open_)
         columns = {name: torch.cat([one.columns for one in some]) for name, some in layouts.items()}
@@ -159,8 +163,12 @@ class Job:
             seen = torch.diag_embed(seen.diagonal(dim1=1, dim2=2))
         elif plan.criterion == "magnitude":
             seen = torch.eye(plan.pattern.n, dtype=seen.dtype, device=seen.device).expand_as(seen)
+        elif plan.damping:
+            power = seen.diagonal(dim1=1, dim2=2).mean()
+            seen = seen + plan.damping * power * torch.eye(plan.pattern.n, dtype=seen.dtype, device=seen.device)
         found = search(cells, seen, plan.pattern, penalty, method, plan.memory, plan.threads, plan.cancelled)
-        return found if plan.criterion == "cast" else replace(found, cost=change(cells * ~found.masks, blocks))
+        literal = plan.criterion == "cast" and not plan.damping
+        return found if literal else replace(found, cost=change(cells * ~found.masks, blocks))
 
     def _choose(self, name: str, where: Layout, moments: BlockMoments, at: int, candidates: int) -> Chosen:
         weight, kept = self.values[name], self.kept.get(name)

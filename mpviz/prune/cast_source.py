@@ -52,9 +52,10 @@ def chosen_layers(
 
 
 def _named(model: nn.Module, layers: Sequence[str]) -> list[LayerInfo]:
-    """Layers by name or role, each once, in the order of the network."""
+    """Layers by name or role, each once, in the order of the network. A layer that is called like a role is meant."""
     everything = list_layers(model)
-    roles = {name for name in layers if name in ROLES}
+    called = {info.name.removesuffix(".weight") for info in everything}
+    roles = {name for name in layers if name in ROLES and name not in called}
     by_role = {info.name for info in everything if info.role in roles and info.prunable}
     if roles and not by_role:
         raise PatternError(f"{type(model).__name__} has no prunable layer of the role '{min(roles)}'")

@@ -33,15 +33,16 @@ def choices(
     pattern: KN,
     conv: str,
     foldable: bool = False,
+    damping: float = 0.0,
     seed: int = 0,
     tell: Callable[[float], None] = lambda share: None,
     cancelled: Callable[[], bool] | None = None,
 ) -> list[Choice]:
     """The orders that a rule gives each layer; "best" gives those of several rules.
 
-    values: {parameter name: weight}, of the layers; moments: of their inputs. foldable: orders of whole channels,
-    common to all layers that read these, within the heads of an attention; layers whose channels have no rule in
-    `channel_sites` are not among the choices. Errors: `find_order`.
+    values: {parameter name: weight}, of the layers; moments: of their inputs; damping: of `project`. foldable: orders
+    of whole channels, common to all layers that read these, within the heads of an attention; layers whose channels
+    have no rule in `channel_sites` are not among the choices. Errors: `find_order`.
     """
     shapes = {name: tuple(weight.shape) for name, weight in values.items()}
     tasks: list[tuple[Sequence[str], str, int]] = [([name], conv, 1) for name in values]
@@ -51,7 +52,7 @@ def choices(
     found = []
     for i, (readers, grouping, blocks) in enumerate(tasks):
         tell(i / len(tasks))
-        parts = [_scores(values[name], moments[name], grouping) for name in readers]
+        parts = [_scores(values[name], moments[name], grouping, damping) for name in readers]
         scores = torch.cat([one for one, _ in parts])
         importance = torch.stack([one for _, one in parts]).sum(dim=0)
         candidates = []
@@ -67,10 +68,10 @@ def _of_layer(order: Order, shape: tuple[int, ...], grouping: str, conv: str) ->
     return order if grouping == conv else replace(order, order=column_order(order.order, shape, conv))
 
 
-def _scores(weight: Tensor, moments: BlockMoments, grouping: str) -> tuple[Tensor, Tensor]:
+def _scores(weight: Tensor, moments: BlockMoments, grouping: str, damping: float) -> tuple[Tensor, Tensor]:
     """Scores Float["rows units"] and importances Float["units"] of a layer, for `find_order`."""
     flat = weight.reshape(len(weight), -1)
-    scores = flat.square() * moments.power.to(flat)
+    scores = flat.square() * (moments.power + damping * moments.power.mean()).to(flat)
     importance = flat.abs().sum(dim=0) * moments.mean_abs.to(flat)
     if grouping == "native" and weight.ndim > 2:  # a row for each pixel of the kernel
         channels = weight.shape[1]

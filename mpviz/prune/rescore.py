@@ -20,15 +20,17 @@ from mpviz.errors import Cancelled, PatternError
 from mpviz.nets.calibrate import layer_inputs
 from mpviz.nets.data import Split
 from mpviz.nets.layers import weight_of
+from mpviz.nets.tome import merged_tokens
 from mpviz.prune.cast import Projected
 from mpviz.prune.pattern import Layout, layout
 
 
 @dataclass(frozen=True, eq=False)
 class Rescored:
-    """projected: with new masks and weights. table: one row a layer: before, after, changed.
+    """projected: with new masks and weights; its `cost` is still that of the search. table: one row a layer.
 
-    before and after are means over the calibration images of ‖Rψ‖∞; changed counts groups with another pattern.
+    before and after are means over the calibration images of ‖Rψ‖∞; changed counts choices of another pattern, of
+    which a group may have had several.
     """
 
     projected: Projected
@@ -58,8 +60,9 @@ def rescore(
     for name, mask in projected.masks.items():
         if cancelled is not None and cancelled():
             raise Cancelled("the rescoring was cancelled; nothing was changed")
-        weight = weight_of(model, name)
-        inputs = layer_inputs(model, name, calibration, images, seed)
+        weight = weight_of(model, name).cpu()
+        with merged_tokens(model, projected.tome or 0):  # what enters the layer where it will run
+            inputs = layer_inputs(model, name, calibration, images, seed)
         where = layout(name, tuple(weight.shape), projected.pattern, projected.conv, projected.permutations.get(name))
         job = _Layer(where, weight, mask, inputs)
         before = job.worst()

@@ -63,9 +63,9 @@
     for (const menu of menus) if (button || !menu.contains(event.target)) menu.open = false;
   });
 
-  document.querySelector(".compare")?.addEventListener("click", ({ currentTarget: link }) => {
+  document.querySelectorAll(".compare").forEach((one) => one.addEventListener("click", ({ currentTarget: link }) => {
     link.search = `theme=${document.documentElement.dataset.theme ?? "light"}`;
-  });
+  }));
 
   document.addEventListener("dblclick", (event) => {
     const field = event.composedPath().find((node) => node.dataset?.reset !== undefined);

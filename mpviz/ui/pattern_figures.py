@@ -106,7 +106,8 @@ def arm_name(row: Any) -> str:
     """
     words = [{"cast": "CAST", "wanda": "Wanda"}.get(row["criterion"], row["criterion"])]
     words += {"none": [], "best": ["reordered"], "interleave": ["interleaved"]}.get(row["order"], [row["order"]])
-    words += ["repaired"] * bool(row["repair"]) + [f"merged {row['tome']}"] * bool(row["tome"])
+    words += ["damped"] * bool(row.get("damping")) + ["repaired"] * bool(row["repair"])
+    words += [f"merged {row['tome']}"] * bool(row["tome"])
     return ", ".join(words)
 
 

@@ -36,7 +36,11 @@ def patterns_page(asked: Mapping[str, str]) -> tuple[bool, str]:
         pattern = _known("pattern", asked.get("pattern", PATTERNS[0]), PATTERNS)
         order = _known("order", asked.get("order", ORDERS[0]), ORDERS)
         layers = pattern_layers(network)
-        layer = _known("layer", asked.get("layer", layers[len(layers) // 2]), layers)
+        middle = layers[len(layers) // 2]
+        layer = asked.get("layer", middle)
+        if layer not in layers and any(layer in pattern_layers(other) for other in NETWORKS):
+            layer = middle  # the form asks for another network, and still for a layer of the one before
+        layer = _known("layer", layer, layers)
         return True, _page(network, pattern, order, layer, layers, theme)
     except MpvizError as error:
         parts = {"nav": _nav(asked, theme), "title": "No such pattern here", "message": text.escape(str(error))}

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "data" / "benchmarks"
-ARMS = (
-    ("magnitude", "magnitude", "none", False), ("magnitude, reordered", "magnitude", "best", False),
-    ("Wanda", "wanda", "none", False), ("Wanda, reordered", "wanda", "best", False), ("CAST", "cast", "none", False),
-    ("CAST, interleaved", "cast", "interleave", False), ("CAST, reordered", "cast", "best", False),
-    ("CAST, reordered, repaired", "cast", "best", True),
+ARMS = (  # name, criterion, order, repair, damped
+    ("magnitude", "magnitude", "none", False, False), ("magnitude, reordered", "magnitude", "best", False, False),
+    ("Wanda", "wanda", "none", False, False), ("Wanda, reordered", "wanda", "best", False, False),
+    ("CAST", "cast", "none", False, False), ("CAST, interleaved", "cast", "interleave", False, False),
+    ("CAST, reordered", "cast", "best", False, False), ("CAST, reordered, damped", "cast", "best", False, True),
+    ("CAST, reordered, repaired", "cast", "best", True, False),
+    ("CAST, reordered, damped, repaired", "cast", "best", True, True),
 )  # fmt: skip
+
+
+def arm_of(cell: dict[str, Any]) -> list[Any]:
+    return [cell["criterion"], cell["order"], cell["repair"], bool(cell.get("damping"))]
 
 
 def record(name: str) -> dict[str, Any]:
@@ -36,8 +42,7 @@ def patterns_table() -> str:
     lines = [f"| accuracy % | {' | '.join(heads)} |", "| --- " * (len(columns) + 1) + "|"]
     for network in dict.fromkeys(cell["network"] for cell in cells):
         for name, *arm in ARMS:
-            same = [cell for cell in cells if cell["network"] == network
-                    and [cell["criterion"], cell["order"], cell["repair"]] == arm]  # fmt: skip
+            same = [cell for cell in cells if cell["network"] == network and arm_of(cell) == arm]
             found = [[cell["accuracy"] for cell in same if (cell["pattern"], cell["epochs"]) == column]
                      for column in columns]  # fmt: skip
             lines.append(f"| {network}, {name} | {' | '.join(shown(values) for values in found)} |")
@@ -51,11 +56,9 @@ def merged_table() -> str:
     columns = [("2:4", 0), ("8:16", 0), ("2:4", 3), ("8:16", 3)]
     heads = [pattern if not epochs else f"{pattern}, {epochs} epochs" for pattern, epochs in columns]
     lines = [f"| fashion-vit, accuracy % | merged a block | MACs saved % | {' | '.join(heads)} |", "| --- " * 7 + "|"]
-    for name, *arm in (("magnitude", "magnitude", "none", False), ("CAST", "cast", "none", False),
-                       ("CAST, reordered", "cast", "best", False)):  # fmt: skip
+    for name, *arm in (ARMS[0], ARMS[4], ARMS[6]):
         for tome in merges:
-            same = [cell for cell in cells if [cell["criterion"], cell["order"], cell["repair"]] == arm
-                    and cell["tome"] == tome]  # fmt: skip
+            same = [cell for cell in cells if arm_of(cell) == arm and cell["tome"] == tome]
             saved = {round(100 * cell["mac_reduction"], 1) for cell in same if cell["pattern"] == "2:4"}
             found = [[cell["accuracy"] for cell in same if (cell["pattern"], cell["epochs"]) == column]
                      for column in columns]  # fmt: skip
@@ -93,8 +96,7 @@ def real_table() -> str:
             "ViT-S/14: cosine of features at 2:4 / 4:8 / 8:16")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name, *arm in ARMS:
-        some = [row for row in rows if row["pattern"] != "dense"
-                and [row["criterion"], row["order"], row["repair"]] == arm]  # fmt: skip
+        some = [row for row in rows if row["pattern"] != "dense" and arm_of(row) == arm]
         if not some:
             continue
         net = [row for row in some if row["network"] == "efficientnet-lite0"]

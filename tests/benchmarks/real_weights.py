@@ -23,9 +23,10 @@ from mpviz.prune.cast import project
 
 NAME = "real-weights"
 PATTERNS = ("2:4", "4:8", "8:16")
-ARMS = (
-    ("magnitude", "none", False), ("wanda", "none", False), ("cast", "none", False), ("cast", "interleave", False),
-    ("cast", "best", False), ("cast", "best", True),
+ARMS = (  # criterion, order, repair, damping
+    ("magnitude", "none", False, 0.0), ("wanda", "none", False, 0.0), ("cast", "none", False, 0.0),
+    ("cast", "interleave", False, 0.0), ("cast", "best", False, 0.0), ("cast", "best", False, 1.0),
+    ("cast", "best", True, 0.0), ("cast", "best", True, 1.0),
 )  # fmt: skip
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -101,13 +102,15 @@ def measure(
     truth = labels if dense.shape[1] == 1000 else None
     rows: list[dict[str, Any]] = [{"network": name, "pattern": "dense", **agreement(dense, dense, truth)}]
     for pattern in patterns:
-        for criterion, order, repair in arms:
+        for criterion, order, repair, damping in arms:
             found = project(
-                model, pattern, inputs, criterion=criterion, permute=order, repair=repair, layers="fitting"
+                model, pattern, inputs, criterion=criterion, permute=order, repair=repair, damping=damping,
+                layers="fitting",
             )  # fmt: skip
             left = [str(layer) for layer in found.cost.index[found.cost["why"] != ""]]
             rows.append({
                 "network": name, "pattern": pattern, "criterion": criterion, "order": order, "repair": repair,
+                "damping": damping,
                 **agreement(dense, answers(found.model, images), truth), "layers": len(found.masks),
                 "left_dense": len(left), "share": float(found.cost["left"].sum() / found.cost["power"].sum()),
             })  # fmt: skip

@@ -282,6 +282,55 @@ def test_methods_are_compared_on_a_page_of_their_own(dashboard: Page) -> None:
     assert errors == []
 
 
+def test_patterns_are_explored_on_a_page_of_their_own(dashboard: Page, address: str) -> None:
+    press(dashboard, "light or dark colours")
+    dashboard.locator(":root[data-theme=dark]").wait_for()
+    complaints: list[str] = []
+    asked: list[str] = []
+    dashboard.context.on("request", lambda request: asked.append(request.url))
+    dashboard.context.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    dashboard.context.on("weberror", lambda error: complaints.append(str(error.error)))
+    with dashboard.expect_popup() as opened:
+        dashboard.get_by_role("link", name="Patterns").click()
+    page = opened.value
+
+    def shown() -> str:
+        page.locator("#groups.js-plotly-plot").wait_for(timeout=START)
+        return str(page.locator("#groups").evaluate("(plot) => plot.layout.title.text"))
+
+    def choose(field: str, value: str) -> str:
+        with page.expect_navigation(timeout=START):
+            page.get_by_label(field, exact=True).select_option(value)
+        return shown()
+
+    middle = "blocks.3.attn.qkv"
+    assert f"{middle} at 2:4" in shown() and "theme=dark" in page.url
+    before = page.locator("#groups").evaluate("(plot) => plot.data[0].z")
+    assert f"{middle} at 8:16" in choose("pattern", "8:16")
+    assert page.locator("#groups").evaluate("(plot) => plot.data[0].z") != before
+    assert "blocks.0.mlp.fc1 at 8:16" in choose("layer", "blocks.0.mlp.fc1.weight")
+    # another network has other layers, and is shown with one of its own
+    assert "features.fc2 at 8:16" in choose("network", "fashion-mlp")
+    for field, value in (("pattern", "8:16"), ("order", "hungarian"), ("network", "fashion-mlp")):
+        assert page.get_by_label(field, exact=True).input_value() == value
+    for figure_of in ("groups", "macs", "cells"):
+        assert page.locator(f"#{figure_of} .main-svg").first.is_visible()
+    rgb = ", ".join(str(int(theme.THEMES["dark"].paper[i : i + 2], 16)) for i in (1, 3, 5))
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == f"rgb({rgb})"
+    page.get_by_role("link", name="light colours").click()
+    assert "features.fc2 at 8:16" in shown() and "theme=light" in page.url
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert complaints == [] and all(url.startswith((address, "data:", "blob:")) for url in asked)
+    gone = page.goto(f"{address}/patterns?network=../../etc")
+    assert gone is not None and gone.status == 404
+    page.get_by_text("no network '../../etc' here").wait_for()
+    assert page.get_by_role("link", name="Workbench").evaluate("(link) => link.href") == f"{address}/"
+    page.close()
+
+
 def test_two_browsers_have_two_states(dashboard: Page, address: str) -> None:
     other = dashboard.context.new_page()
     other.goto(address)

@@ -24,7 +24,7 @@ from mpviz.errors import MpvizError
 from mpviz.recipe import BudgetPlan, CertifyPlan, ModelPlan, Recipe, parse_recipe
 
 RECIPE = Recipe(ModelPlan("fashion-mlp"), budget=BudgetPlan(0.5), certify=CertifyPlan(samples=200))
-COMMANDS = ("analyze", "run", "recipe", "dashboard", "report")
+COMMANDS = ("analyze", "compare", "run", "recipe", "recipes", "dashboard", "report")
 
 
 @pytest.fixture
@@ -347,6 +347,127 @@ def test_report_refuses_what_is_no_run(capsys, finished, here):
     folder = shutil.copytree(finished[0], here / "copy")
     (folder / "budgets.csv").unlink()
     assert "copy is no whole run folder" in refused(capsys, "report", "copy")
+
+
+# --- projections, and the paper's rows -----------------------------------------------------------------------------
+
+
+PROJECTION = [
+    "model.name=fashion-mlp", "data.folder=bundled", "certify.samples=80", "project.images=16", "project.pattern=2:4"
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def projected(tmp_path_factory):
+    """What `mpviz run` made of a recipe with a pattern, and what it said."""
+    folder = tmp_path_factory.mktemp("cli") / "p"
+    out, err, before = io.StringIO(), io.StringIO(), (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = out, err
+    settings = [*PROJECTION, "recover.epochs=0.05", "recover.batch=100", "recover.optimizer=sgd"]
+    try:
+        code = cli.main(["run", "--out", str(folder), "--theme", "dark", "--set", *settings])
+    finally:
+        sys.stdout, sys.stderr = before
+    assert code == 0, err.getvalue()
+    return folder, out.getvalue(), err.getvalue()
+
+
+def test_run_projects_where_the_recipe_has_a_pattern(projected):
+    folder, out, err = projected
+    assert {path.name for path in folder.iterdir()} == {
+        "recipe.toml", "environment.json", "layers.csv", "macs.csv", "metrics.csv", "samples.csv", "recovery.csv",
+        "recovered-samples.csv", "results.json", "projected.safetensors", "report.html",
+    }  # fmt: skip
+    results = json.loads((folder / "results.json").read_text())
+    lines = out.splitlines()
+    assert cells(lines[0]) == ["accuracy", "dense", "certified", "unchanged", "samples"]
+    rows = {cells(line)[0]: cells(line)[1:] for line in lines[2:4]}
+    for phase in ("projected", "recovered"):
+        numbers = results["measured"][phase]
+        names = ("accuracy", "dense_accuracy", "coverage", "unchanged")
+        shown = [float(value.removesuffix("\u202f%")) for value in rows[phase][:4]]
+        assert shown == pytest.approx([100 * numbers[name] for name in names], abs=0.005) and rows[phase][4] == "80"
+    dense = 784 * 512 + 512 * 512 + 512 * 10
+    saved = 100 * (784 * 512 + 512 * 512) / 2 / dense
+    assert lines[4].startswith(f"{saved:.2f}\u202f% of {dense:,} multiply–adds") and "no speed" in lines[4]
+    assert lines[-2:] == [str(folder / "report.html"), str(folder / "projected.safetensors")]
+    assert "color-scheme: dark" in (folder / "report.html").read_text(encoding="utf-8")
+    percents = [int(line[:3]) for line in err.splitlines()]
+    assert percents == sorted(percents) and percents[-1] == 100 and len(percents) <= 11
+
+
+def test_run_of_a_pattern_refuses_in_one_sentence_and_writes_nothing(capsys, here):
+    for settings, words in (
+        (["project.pattern=5:4"], "recipe table [project]: 5:4 is no k:n pattern"),
+        (["project.pattern=3:9"], "3:9 needs a multiple of 9 inputs; features.fc1.weight has 784"),
+        (["project.source=sre"], "'project.source' is 'sre', no method and no .safetensors file; did you mean 'ser'"),
+        (["grid.methods=['seb']"], "'project.pattern' and 'grid.methods' exclude each other"),
+        (["grid.seeds=[0,1]"], "'grid.seeds' has 2 seeds; a projection runs with one"),
+        (["certify.tiers=['path']"], "'certify.tiers': a projection is measured"),
+    ):
+        assert words in refused(capsys, "run", "--set", *PROJECTION, *settings)
+        assert list(here.iterdir()) == []
+
+
+def test_the_report_of_a_projection_is_not_written_again(capsys, projected, here):
+    folder = projected[0]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    said = refused(capsys, "report", folder, "--out", here / "again.html")
+    assert said == (
+        f"mpviz: {folder} holds a projection, whose report was written with the run; open {folder / 'report.html'}, "
+        "or run its recipe again"
+    )
+    assert list(here.iterdir()) == [] and {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_recipes_lists_the_rows_of_the_paper(capsys):
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert cells(lines[0])[:4] == ["row", "network", "source", "method"] and len(lines) == 2 + 22 + 1
+    rows = [cells(line) for line in lines[2:24]]
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 23)]
+    assert rows[2] == ["3", "ViT-B/16", "ser@0.35", "CAST", "6:12", "–", "yes", "85.11", "83.74", "–"]
+    assert rows[21][5:] == ["–", "no", "85.11", "–", "2.705"]
+    assert "as printed in arXiv:2606.02608" in lines[-1]
+
+
+def test_recipes_prints_a_row_as_a_recipe(capsys):
+    from mpviz.paper import paper_recipe
+
+    assert cli.main(["recipes", "3"]) == 0
+    assert parse_recipe(capsys.readouterr().out) == paper_recipe(3)
+    assert cli.main(["recipes", "22", "--data", "my/photos"]) == 0
+    recipe = parse_recipe(capsys.readouterr().out)
+    assert recipe == paper_recipe(22, "my/photos") and recipe.data.name == "my/photos"
+    done = subprocess.run([sys.executable, "-m", "mpviz", "recipes", "9"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and parse_recipe(done.stdout) == paper_recipe(9)
+
+
+def test_recipes_writes_all_rows_or_one(capsys, here):
+    from mpviz.paper import paper_recipe
+
+    assert cli.main(["recipes", "--out", "deep/rows", "--data", "d"]) == 0
+    paths = [f"deep/rows/row-{number:02d}.toml" for number in range(1, 23)]
+    assert capsys.readouterr().out.splitlines() == [str(Path(path)) for path in paths]
+    assert sorted(path.name for path in (here / "deep/rows").iterdir()) == [Path(path).name for path in paths]
+    for number, path in enumerate(paths, start=1):
+        assert parse_recipe((here / path).read_text()) == paper_recipe(number, "d")
+    assert cli.main(["recipes", "5", "--out", "one"]) == 0
+    assert capsys.readouterr().out == f"{Path('one/row-05.toml')}\n"
+    assert [path.name for path in (here / "one").iterdir()] == ["row-05.toml"]
+
+
+def test_recipes_refuses_in_one_sentence(capsys, here):
+    (here / "file").write_text("mine")
+    for row in ("23", "0"):
+        assert f"the paper's tables have no row {row}; give 1 to 22" in refused(capsys, "recipes", row)
+        assert "have no row" in refused(capsys, "recipes", row, "--out", "rows")
+    for place in ("file", "file/deep"):
+        assert f"cannot write {Path(place) / 'row-01.toml'}: " in refused(capsys, "recipes", "--out", place)
+    assert [path.name for path in here.iterdir()] == ["file"] and (here / "file").read_text() == "mine"
+    with pytest.raises(SystemExit) as left:
+        cli.main(["recipes", "three"])
+    assert left.value.code == 2 and "invalid int value: 'three'" in capsys.readouterr().err
 
 
 # --- dashboard ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import mpviz as mp
 from mpviz.errors import Cancelled, DataError, ModelError
-from mpviz.nets.calibrate import block_moments, rows_of, second_moments
+from mpviz.nets.calibrate import block_moments, layer_inputs, rows_of, second_moments
 from mpviz.nets.timm_import import import_timm
 
 
@@ -102,3 +102,56 @@ def test_a_split_is_drawn_by_its_seed() -> None:
     net, split = mp.load_model("fashion-mlp"), mp.load_data("fashion-mnist").calibration
     one, same, other = (second_moments(net, split, n=16, seed=seed)["features.fc1.weight"].gram for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("batch", [4, 32])
+def test_what_enters_a_layer_is_told_image_by_image(batch: int) -> None:
+    torch.manual_seed(2)
+    net, x = Tokens().eval(), torch.randn(11, 2, 7, 6)
+    patches, tokens, mean = (layer_inputs(net, f"{name}.weight", x, batch=batch) for name in ("conv", "fc", "head"))
+    out = patches @ net.conv.weight.flatten(1).T + net.conv.bias
+    torch.testing.assert_close(out.transpose(1, 2), net.conv(x).flatten(2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tokens, torch.relu(net.conv(x)).flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
+    assert patches.shape == (11, 42, 12) and tokens.shape == (11, 42, 4) and mean.shape == (11, 1, 6)
+    torch.testing.assert_close(net.head(mean[:, 0]), net(x), atol=1e-5, rtol=1e-4)
+    for name, found in (("conv.weight", patches), ("fc.weight", tokens)):
+        h = found.flatten(0, 1).double()
+        torch.testing.assert_close(second_moments(net, x, [name])[name].gram, h.T @ h / len(h))
+    assert not patches.requires_grad
+
+
+class Aside(Tokens):
+    """Its first layer's weight is used, but not by the layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.relu(torch.conv2d(x, self.conv.weight, padding=1, dilation=(1, 2))).flatten(2).transpose(1, 2)
+        return self.head(torch.relu(self.fc(tokens)).mean(1))
+
+
+def test_inputs_of_a_layer_are_refused_as_moments_are() -> None:
+    net, x = Tokens().eval(), torch.randn(4, 2, 7, 6)
+    for words, error, model, name, images in (
+        ("the test split only measures", DataError, net, "fc.weight", mp.load_data("fashion-mnist").test),
+        ("no images", DataError, net, "fc.weight", x[:0]),
+        ("did you mean 'fc.weight'", ModelError, net, "fcc.weight", x),
+        (r"enter fc\.weight", DataError, net, "fc.weight", torch.full_like(x, torch.inf)),
+        ("cannot take images", ModelError, net, "fc.weight", torch.randn(2, 3, 7, 6)),
+        (r"conv\.weight is not used by its own module", ModelError, Aside().eval(), "conv.weight", x),
+    ):
+        with pytest.raises(error, match=words):
+            layer_inputs(model, name, images)
+        if "split" not in words:
+            with pytest.raises(error, match=words):
+                second_moments(model, images, [name])
+    normed = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(126, 2)).train()
+    before = normed[1].running_mean.clone()
+    with pytest.raises(ModelError, match="training mode"):
+        layer_inputs(normed, "3.weight", x)
+    assert torch.equal(normed[1].running_mean, before), "no statistics are renewed in passing"
+    assert not any(module._forward_pre_hooks for module in (*net.modules(), *normed.modules()))
+
+
+def test_inputs_of_a_split_are_drawn_by_its_seed() -> None:
+    net, split = mp.load_model("fashion-mlp"), mp.load_data("fashion-mnist").calibration
+    one, other = (layer_inputs(net, "features.fc1.weight", split, 6, seed) for seed in (3, 4))
+    assert torch.equal(one, split.sample(6, 3)[0].flatten(1)[:, None]) and not torch.equal(one, other)

@@ -68,6 +68,17 @@ SAYS = {
         8: r"hybrid, mended[\s\S]*plotly",
         9: r"theirs[\s\S]*71\.64",
     },
+    "05-structured-patterns": {
+        1: r"share[\s\S]*blocks\.0\.attn\.qkv\.weight[\s\S]*True",
+        2: r"plotly",
+        3: r"interleave +0\.\d+[\s\S]*hungarian +0\.\d+",
+        4: r"[1-9]\d* permutations folded:\n",
+        5: r"dense 9\d\.\d% of 1000 test images[\s\S]*CAST, reordered, repaired",
+        6: r"6\.833 G executed: 61\.10% less\n7\.0594 G by the paper's convention: 59\.807%[\s\S]*plotly",
+        7: r"dense \d\d\.\d%, 2:4 \d\d\.\d%, trained \d\d\.\d%",
+        8: r"plotly",
+        9: r"theirs, top-1[\s\S]*vit_base_patch16_224",
+    },
     "06-certificates": {
         1: r"certified \d+\.\d% ≤ unchanged \d+\.\d% \(measured\)",
         2: r"unchanged[\s\S]*slider[\s\S]*sub-masks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from mpviz.recipe import (
     BudgetPlan,
     CertifyPlan,
     DataPlan,
+    GridPlan,
     ModelPlan,
+    ProjectPlan,
     Recipe,
     parse_recipe,
     read_recipe,
@@ -29,9 +32,10 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
+OPTIONS = TEXT.filter(lambda name: name not in ("name", "weights", "pretrained"))  # these have places of their own
 RECIPES = st.builds(
     Recipe,
-    st.builds(ModelPlan, TEXT, TEXT, st.booleans(), st.dictionaries(TEXT, VALUES, max_size=4)),
+    st.builds(ModelPlan, TEXT, TEXT, st.booleans(), st.dictionaries(OPTIONS, VALUES, max_size=4)),
     st.builds(DataPlan, TEXT, TEXT),
     st.builds(
         BudgetPlan,
@@ -52,6 +56,17 @@ RECIPES = st.builds(
 )
 
 
+STRENGTHS = st.floats(min_value=0, allow_nan=False)
+OF_TYPE = {
+    str: TEXT, bool: st.booleans(), float: STRENGTHS, int: st.integers(1, 2**70), list[str]: st.lists(TEXT, max_size=3),
+    dict[str, Any]: st.dictionaries(TEXT, VALUES, max_size=4),
+}  # fmt: skip
+SHARE = {"source_sparsity": st.floats(0, 1, exclude_min=True, exclude_max=True)}
+PROJECTIONS = st.builds(
+    ProjectPlan, **{name: OF_TYPE[hint] for name, hint in get_type_hints(ProjectPlan).items()} | SHARE
+)
+
+
 # --- there and back -------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +80,13 @@ def test_toml_gives_the_same_recipe(recipe):
 @given(RECIPES)
 def test_dictionaries_give_the_same_recipe(recipe):
     assert recipe_from_dict(recipe.to_dict()) == recipe
+
+
+@settings(max_examples=150, deadline=None)
+@given(PROJECTIONS)
+def test_a_projection_comes_back_from_toml_and_dictionaries(plan):
+    recipe = Recipe(project=plan)
+    assert parse_recipe(recipe.to_toml()) == recipe == recipe_from_dict(recipe.to_dict())
 
 
 HOSTILE = [
@@ -133,6 +155,7 @@ def test_an_empty_recipe_is_the_default_one():
         ("sparsity = 0.5", "sparsity", "known: model, data, budget, certify"),
         ("[model]\npre_trained = true", "model.pre_trained", "pretrained"),
         ("[certify]\nsample = 9", "certify.sample", "samples"),
+        ("[project]\npatern = '2:4'", "project.patern", "pattern"),
         ("[budget]\nbeta_by_rolle = {mlp = 2}", "budget.beta_by_rolle", "beta_by_role"),
     ],
 )
@@ -161,6 +184,20 @@ def test_an_unknown_key_suggests_the_nearest(text, key, near):
         ("[certify]\nseed = -1", "'certify.seed' must be at least 0; got -1"),
         ("[certify]\nsplit = 'train'", "'certify.split' must be 'test' or 'calibration'; got 'train'"),
         ("budget = 0.5", r"\[budget\] must be a table of keys; got float"),
+        ("[project]\npattern = 24", "'project.pattern' must be str; got 24"),
+        ("[project]\nlayers = 'mlp'", "'project.layers' must be list; got 'mlp'"),
+        ("[project]\ntome = 1.5", "'project.tome' must be int; got 1.5"),
+        ("[project]\nrepair = 1", "'project.repair' must be bool; got 1"),
+        ("[project]\nsource_options = 'step'", "'project.source_options' must be dict; got 'step'"),
+        ("[project]\ntome = -1", "'project.tome' counts pairs of tokens, 0 = none; got -1"),
+        ("[project]\nimages = 0", "'project.images' counts images, at least 1; got 0"),
+        ("[project]\nalpha_ser = nan", "'project.alpha_ser' is a strength, at least 0; got nan"),
+        ("[project]\nlambda1 = -1", "'project.lambda1' is a strength, at least 0; got -1.0"),
+        ("[project]\nlambda2 = -1", "'project.lambda2' is a strength, at least 0; got -1.0"),
+        ("[project]\nsource_sparsity = 0", r"'project.source_sparsity' must be in \(0, 1\); got 0.0"),
+        ("[project]\nsource_sparsity = 1", r"'project.source_sparsity' must be in \(0, 1\); got 1.0"),
+        ("[project]\nrestore_images = -3", "'project.restore_images' counts images, 0 = none; got -3"),
+        ("[project]\npattern='2:4'\n[grid]\nmethods=['seb']", "'project.pattern' and 'grid.methods' exclude each"),
         ("[budget\nsparsity = 0.5", "not valid TOML: .*line 1"),
         ("[budget]\nsparsity = 0.5\nsparsity = 0.6", "not valid TOML"),
     ],
@@ -228,3 +265,13 @@ def test_settings_replace_single_values():
 def test_a_wrong_setting_is_named(setting, words):
     with pytest.raises(RecipeError, match=words):
         with_settings(Recipe(), [setting])
+
+
+def test_a_pattern_is_set_by_a_setting_and_goes_with_a_grid_in_no_recipe():
+    settings = ["project.pattern=2:4", "project.layers=['mlp']", "project.source_options.step=0.1", "project.tome=4"]
+    recipe = with_settings(Recipe(), settings)
+    assert recipe.project == ProjectPlan("2:4", layers=["mlp"], source_options={"step": 0.1}, tome=4)
+    assert not Recipe().project.pattern, "by default there is none"
+    with pytest.raises(RecipeError, match="exclude each other; make two recipes of it"):
+        with_settings(recipe, ["grid.methods=['seb']"])
+    assert with_settings(Recipe(grid=GridPlan(["seb"])), ["project.tome=4"]).project.tome == 4

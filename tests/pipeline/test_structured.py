@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +13,21 @@ from torch import Tensor
 import mpviz as mp
 from mpviz.certificates.budgets import data_path_budget
 from mpviz.certificates.objective import Penalty
-from mpviz.errors import ModelError, PatternError
+from mpviz.errors import ModelError, MpvizError, PatternError
 from mpviz.nets.calibrate import second_moments
-from mpviz.nets.layers import weight_of
+from mpviz.nets.layers import list_layers, weight_of
+from mpviz.nets.paths import data_root
 from mpviz.nets.tome import schedule_of
 from mpviz.prune.cast import project
-from mpviz.structured import pattern_view, restore_certificates
+from mpviz.structured import (
+    Groups,
+    committed_cells,
+    explore,
+    mac_stages,
+    pattern_layers,
+    pattern_view,
+    restore_certificates,
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +103,57 @@ def test_without_a_bound_the_least_budgets_are_measured_and_prove_nothing(images
     with torch.no_grad():
         change = (pruned - model(images[:8])).abs().amax(dim=1).mean()
     assert row["budget_without"] == pytest.approx(2 * float(change), rel=1e-4)
+
+
+# --- of bundled networks --------------------------------------------------------------------------------------------
+
+
+def test_the_layers_to_look_into_are_those_that_are_pruned() -> None:
+    assert pattern_layers("fashion-mlp") == ("features.fc1.weight", "features.fc2.weight")
+    for name in ("fashion-vit", "fashion-resnet"):
+        layers = pattern_layers(name)
+        assert list(layers) == [info.name for info in list_layers(mp.load_model(name)) if info.prunable]
+        assert not any("head" in layer or "stem" in layer for layer in layers) and len(layers) == 24
+    with pytest.raises(ModelError, match="unknown model 'fashion-mpl'; did you mean 'fashion-mlp'"):
+        pattern_layers("fashion-mpl")
+
+
+def test_a_layer_is_explored_as_it_is_viewed() -> None:
+    view = explore("fashion-mlp", "4:8", "snake", "features.fc2", images=24)
+    model, split = mp.load_model("fashion-mlp"), mp.load_data("fashion-mnist", folder="bundled").calibration
+    found = project(model, "4:8", split, permute="snake", layers=["features.fc2"], images=24)
+    expected = pattern_view(model, found, split, "features.fc2", images=24)
+    assert (view.layer, view.pattern, view.power) == ("features.fc2.weight", "4:8", expected.power)
+    assert view.after.rule == "snake" and np.array_equal(view.rows, expected.rows)
+    for one, other in ((view.before, expected.before), (view.after, expected.after)):
+        assert isinstance(one, Groups) and one.rule == other.rule
+        assert all(np.array_equal(getattr(one, n), getattr(other, n)) for n in ("columns", "score", "kept", "cost"))
+    for asked in (("fashion-mlp", "3:9", "none", "features.fc1"), ("fashion-mlp", "2:4", "none", "features.fc9"),
+                  ("fashion-mlp", "2:4", "snale", "features.fc1")):  # fmt: skip
+        with pytest.raises(MpvizError):
+            explore(*asked)
+
+
+def test_stages_of_multiply_adds_each_have_all_savings_so_far() -> None:
+    vit, mlp = mp.load_model("fashion-vit"), mp.load_model("fashion-mlp")
+    names, tables = zip(*mac_stages("fashion-vit", "2:4", 4), strict=True)
+    assert names == ("dense", "merging 4", "2:4")
+    counted = [mp.count_macs(vit), mp.count_macs(vit, tome=4), mp.count_macs(vit, pattern="2:4", tome=4)]
+    assert [table["sparse"].sum() for table in tables] == [one.sparse for one in counted]
+    assert {table["dense"].sum() for table in tables} == {counted[0].dense}
+    (dense, first), (pattern, last) = mac_stages("fashion-mlp", "8:16")
+    assert (dense, pattern) == ("dense", "8:16")
+    assert (first["sparse"].sum(), last["sparse"].sum()) == (
+        mp.count_macs(mlp).dense, mp.count_macs(mlp, pattern="8:16").sparse
+    )  # fmt: skip
+
+
+def test_committed_cells_are_those_of_the_record_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = json.loads((data_root() / "benchmarks" / "structured-grid.json").read_text(encoding="utf-8"))
+    cells = committed_cells()
+    assert len(cells) == len(record["cells"]) > 0
+    assert cells["accuracy"].tolist() == [cell["accuracy"] for cell in record["cells"]]
+    assert {"network", "pattern", "criterion", "order", "tome", "repair", "seed", "epochs", "share"} <= set(cells)
+    (tmp_path / "fashion-mnist").mkdir()
+    monkeypatch.setenv("MPVIZ_DATA", str(tmp_path))
+    assert committed_cells().empty and {"network", "epochs", "tome"} <= set(committed_cells())

@@ -13,10 +13,11 @@ import mpviz as mp
 from mpviz.errors import BudgetError, Cancelled, DataError, ModelError, PatternError
 from mpviz.nets.calibrate import second_moments
 from mpviz.nets.kn_pattern import KN
-from mpviz.nets.layers import weight_of
+from mpviz.nets.layers import list_layers, weight_of
 from mpviz.nets.tome import merged_tokens, schedule_of
 from mpviz.prune.cast import Projected, project
 from mpviz.prune.cast_job import pattern_unit
+from mpviz.prune.cast_source import chosen_layers
 from mpviz.prune.fold import channel_order, column_order, fold_permutations
 from mpviz.prune.pattern import check_legal, layout
 
@@ -324,3 +325,102 @@ def test_weights_that_grew_back_are_told(small: tuple[Small, Tensor]) -> None:
         found.model.fc.weight += 1.0
     with pytest.raises(PatternError, match=r"fc.weight has 96 weights outside its 2:4 pattern"):
         found.check(found.model)
+
+
+# --- which layers ---------------------------------------------------------------------------------------------------
+
+
+def names(net: nn.Module, layers: Any, pattern: str = "2:4") -> list[str]:
+    chosen, left = chosen_layers(net, KN.parse(pattern), "flattened", layers)
+    assert left == []
+    return list(chosen)
+
+
+def test_layers_may_be_named_by_their_role() -> None:
+    vit, resnet = mp.load_model("fashion-vit", pretrained=False), mp.load_model("fashion-resnet", pretrained=False)
+    attention, mlp = ([f"blocks.{i}.{part}.weight" for i in range(6) for part in parts]
+                      for parts in (("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")))  # fmt: skip
+    assert names(vit, "mlp") == names(vit, ["mlp"]) == names(vit, ("mlp", "mlp")) == mlp
+    assert names(vit, ["attention"]) == attention
+    assert names(vit, ["mlp", "attention"]) == names(vit, None)
+    # each once, in the order of the network, whatever the order they are asked in
+    assert names(vit, ["mlp", "blocks.3.attn.qkv", mlp[2], "blocks.0.attn.proj.weight"]) == [
+        "blocks.0.attn.proj.weight", *mlp[:6], "blocks.3.attn.qkv.weight", *mlp[6:]
+    ]  # fmt: skip
+    assert names(resnet, "conv") == names(resnet, None), "the stem is no layer to prune, though it is a convolution"
+    assert names(vit, "fitting", "8:16") == names(vit, ["fitting"], "8:16") == names(vit, None)
+
+
+def test_of_a_role_only_those_that_are_pruned_are_meant() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))  # computed: there is nothing to mask
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Linear(8, 8), normed, nn.Linear(8, 2))
+    assert {info.name: info.prunable for info in list_layers(net) if info.role == "mlp"} == {
+        "1.weight": True, "2.weight": False
+    }  # fmt: skip
+    assert names(net, ["mlp"]) == ["1.weight"]
+    grouped = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1), nn.Linear(8, 2))
+    with pytest.raises(PatternError, match="no prunable layer of the role 'depthwise'"):
+        names(grouped, ["depthwise"])
+    assert names(grouped, ["conv"]) == ["2.weight"]
+
+
+def test_a_layer_that_is_called_like_a_role_is_meant(small: tuple[Small, Tensor]) -> None:
+    net = small[0]
+    assert names(net, "conv") == names(net, ["conv.weight"]) == ["conv.weight"]
+    assert names(net, ["mlp", "conv"]) == ["conv.weight", "fc.weight"]
+
+
+def test_roles_that_no_layer_has_are_sentences(small: tuple[Small, Tensor]) -> None:
+    net = small[0]
+    for layers, words in (
+        (["depthwise"], "Small has no prunable layer of the role 'depthwise'"),
+        (["attention", "depthwise"], "Small has no prunable layer of the role 'attention'"),
+        (["head"], "head.weight cannot be projected: the head is left out"),
+        (["mlp", "stem.weight"], "stem.weight cannot be projected: the stem is left out"),
+    ):
+        with pytest.raises(PatternError, match=words):
+            names(net, layers)
+    with pytest.raises(ModelError, match="unknown layer 'cnv'; did you mean 'conv"):
+        names(net, ["mlp", "cnv"])
+
+
+def test_only_the_layers_of_a_role_are_projected(small: tuple[Small, Tensor]) -> None:
+    net, x = small
+    found, whole = project(net, "2:4", x, layers=["mlp"]), project(net, "2:4", x)
+    assert list(found.masks) == ["fc.weight"] == list(found.cost.index)
+    assert all(torch.equal(mask, whole.masks[name]) for name, mask in found.masks.items())
+    assert torch.equal(weight_of(found.model, "conv.weight"), weight_of(net, "conv.weight"))
+
+
+def test_settings_that_mean_nothing_are_told_before_the_calibration(small: tuple[Small, Tensor]) -> None:
+    net, _ = small
+    for options, words in (
+        ({"conv": "flat"}, "unknown way to group a convolution 'flat'"),
+        ({"criterion": "cats"}, "unknown criterion 'cats'"), ({"permute": "snakes"}, "unknown permutation 'snakes'"),
+    ):  # fmt: skip
+        with pytest.raises(PatternError, match=words):
+            project(net, "2:4", None, **options)  # type: ignore[arg-type]
+
+
+def test_damping_leads_from_the_criterion_to_magnitude(small: tuple[Small, Tensor]) -> None:
+    net, x = small
+    plain, none, much, magnitude = (
+        project(net, "2:4", x, **options)
+        for options in ({}, {"damping": 0.0}, {"damping": 1e9}, {"criterion": "magnitude"})
+    )
+    gram = second_moments(net, x)["fc.weight"].gram
+    assert all(torch.equal(plain.masks[name], none.masks[name]) for name in plain.masks)
+    assert all(torch.equal(much.masks[name], magnitude.masks[name]) for name in much.masks)
+    some = project(net, "2:4", x, damping=0.5)
+    where = layout("fc.weight", (12, 16), KN(2, 4))
+    damped = gram + 0.5 * gram.diagonal().mean() * torch.eye(16, dtype=torch.float64)
+    for row, group, kept in oracle(weight_of(net, "fc.weight"), damped, KN(2, 4), where.columns):
+        assert torch.equal(some.masks["fc.weight"][row, group], kept)
+    # what is told stays the cost under C itself
+    gone = where.cells(weight_of(net, "fc.weight") * ~some.masks["fc.weight"]).double()
+    cost = float(torch.einsum("rga,gab,rgb->", gone, where.blocks(gram), gone))
+    assert (
+        some.cost.loc["fc.weight", "cost"] == pytest.approx(cost, rel=1e-4)
+        and cost >= plain.cost.loc["fc.weight", "cost"]
+    )
+    refused(PatternError, "damping is a share", net, "2:4", x, damping=-0.1)

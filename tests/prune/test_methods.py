@@ -20,6 +20,7 @@ from mpviz.nets.factors import ranks_of
 from mpviz.prune.magnitude import even_counts, regime
 from mpviz.prune.masks import Ranking
 from mpviz.prune.methods import LOOK_AT_DATA, LOOK_AT_SPECTRA, METHODS, prune_once
+from mpviz.prune.pruning import smallest
 from mpviz.prune.scores import obs, output_error
 
 
@@ -378,3 +379,47 @@ def test_methods_can_be_cancelled_and_refuse_broken_networks() -> None:
         prune_once(broken, "magnitude", 0.5)
     with pytest.raises(BudgetError, match="do not fit this model"):
         pruned("haar").of(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+
+
+# --- the smallest of all --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+def test_the_smallest_are_those_of_a_stable_sort(levels: int) -> None:
+    """Few levels make many ties, which go by layer, then index."""
+    draws = torch.Generator().manual_seed(levels)
+    shapes = {"a": (7, 5), "b": (1,), "c": (3, 2, 2, 2), "d": (40,), "none": (0,)}
+    scores = {
+        name: torch.randint(levels, shape, generator=draws).float() - levels // 2 for name, shape in shapes.items()
+    }
+    scores["b"] = -0.0 * scores["b"].abs()  # −0 is no smaller than 0
+    flat = torch.cat([values.flatten() for values in scores.values()]).numpy()
+    order = np.argsort(flat, kind="stable")
+    for count in range(len(flat) + 1):
+        masks = smallest(scores, count)
+        assert {name: mask.shape for name, mask in masks.items()} == {n: torch.Size(s) for n, s in shapes.items()}
+        kept = torch.cat([mask.flatten() for mask in masks.values()]).numpy()
+        expected = np.ones(len(flat), dtype=bool)
+        expected[order[:count]] = False
+        assert np.array_equal(kept, expected), count
+    assert same(smallest(scores, 30), ordered(scores, 30))
+
+
+def test_the_smallest_are_told_apart_in_double_precision_and_gradients_do_not_matter() -> None:
+    close = {"a": torch.tensor([1.0 + 1e-12, 1.0], dtype=torch.float64), "b": torch.tensor([1.0], requires_grad=True)}
+    masks = smallest(close, 2)
+    assert masks["a"].tolist() == [True, False] and masks["b"].tolist() == [False]
+    kept = {name: values.clone() for name, values in close.items()}
+    smallest(close, 1)
+    assert all(torch.equal(values, kept[name]) for name, values in close.items()), "the scores are as they were"
+
+
+def test_scores_that_cannot_be_ranked_are_sentences() -> None:
+    scores = {"a": torch.zeros(3), "b": torch.tensor([1.0, math.nan])}
+    with pytest.raises(BudgetError, match="the scores of b hold NaN or infinite values"):
+        smallest(scores, 1)
+    with pytest.raises(BudgetError, match="the scores of b hold NaN"):
+        smallest({"a": torch.zeros(3), "b": torch.tensor([-math.inf])}, 1)
+    for count in (-1, 4):
+        with pytest.raises(BudgetError, match=f"{count} entries cannot be removed from 3"):
+            smallest({"a": torch.zeros(3)}, count)

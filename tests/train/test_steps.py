@@ -256,7 +256,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(root: Path, tmp_pat
      (StepPlan(candidates="some"), "unknown candidates 'some'"), (StepPlan(selection_rate=0.0), "selection_rate = 0.0"),
      (StepPlan(selection_rate="x"), "selection_rate = 'x'; give a number"), (StepPlan(renew=1), "give true or false"),
      (StepPlan(seb=SEB(beta="strong")), "beta = 'strong'"), (StepPlan(seb="alpha"), "seb = 'alpha'; give SEB or none"),
-     (StepPlan(targets=("a",)), "give a list of numbers")],
+     (StepPlan(targets=("a",)), "give a list of numbers"), (StepPlan(selection_batch=0), "selection_batch = 0; give a"),
+     (StepPlan(selection_batch=2.5), "selection_batch = 2.5; give a whole number")],
 )  # fmt: skip
 def test_wrong_values_of_a_plan_are_sentences(plan: StepPlan, words: str) -> None:
     with pytest.raises(TrainingError, match=words):

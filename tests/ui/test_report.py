@@ -8,7 +8,6 @@ import json
 import re
 from collections import OrderedDict
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
 from mpviz.ui import _report_page, figures, report, text
 from mpviz.ui.report import comparison_rows, curve_view, report_html, workbench_html, write_report
 from mpviz.workbench.sources import spectrum_view
+from tests.ui.pages import Reader, without_library
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -34,39 +34,6 @@ if TYPE_CHECKING:
 
 WHEN = datetime(2026, 5, 4, 3, 2, tzinfo=UTC)
 EVIL = "</script><img src=x onerror=hacked=1>"  # without a dot, which no module may have in its name
-VOID = {"meta", "img", "br", "input", "link", "hr"}
-
-
-class Reader(HTMLParser):
-    """The elements, texts and attributes of a page; raises when elements are not nested as they should be."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.ids: dict[str, str] = {}
-        self._id = ""
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._id = dict(attrs).get("id") or ""
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
-        if self._id:
-            self.ids[self._id] = self.ids.get(self._id, "") + data
-
-    def all(self, tag: str) -> str:
-        return "".join(self.texts.get(tag, []))
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +50,6 @@ def html(result):
 @pytest.fixture(scope="module")
 def page_of(html):
     return Reader(html)
-
-
-def without_library(html: str) -> str:
-    """The page without plotly.js."""
-    start = html.index("<script>") + len("<script>")
-    return html[:start] + html[html.index("</script>", start) :]
 
 
 # --- what stands in it ----------------------------------------------------------------------------------------------
