@@ -145,8 +145,8 @@ def rows_table(theme: str) -> str:
             *(f"<i>{number:.2f}</i>" if number is not None else "–"
               for number in (one.dense_top1, one.top1, one.mac_reduction)),
             *((f"{mine['reduction_pct']:.2f}", f"{mine['paper_reduction_pct']:.2f}") if mine else ("–", "–")),
-            f"{mine['steps']} steps, reloads" if mine and mine["reloads_bit_identical"] else "–",
+            ("same bits" if mine["reloads_bit_identical"] else "other bits") if mine else "–",
         ])  # fmt: skip
-    head = ("row", "pattern", "how", "theirs: dense top-1", "top-1", "MACs saved, %", "ours: executed, %",
-            "by their convention, %", "run here")  # fmt: skip
+    head = ("row", "pattern", "how", "theirs: dense", "top-1", "saved, %", "ours: executed, %", "their way, %",
+            "reloads")  # fmt: skip
     return tables.html_table(head, rows, theme)
