@@ -17,6 +17,7 @@ from mpviz.errors import Cancelled, CheckpointError, DataError, RecipeError
 from mpviz.grid import run_grid
 from mpviz.grid_results import GridResult, read_grid, spectra_after
 from mpviz.nets.forward import logits
+from mpviz.projecting import run_projection
 from mpviz.recipe import CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe, RecoverPlan, parse_recipe, read_recipe
 
 PLAN = Recipe(
@@ -169,8 +170,9 @@ def test_a_damaged_cell_is_named(plain: GridResult, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
 def test_the_recipes_of_the_project_can_be_run(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
+    run_it = run_projection if recipe.project.pattern else run_grid
     with pytest.raises(Cancelled):  # all its checks pass before the first moment at which it can stop
-        run_grid(recipe, tmp_path / "out", cancelled=lambda: True)
+        run_it(recipe, tmp_path / "out", cancelled=lambda: True)
     assert parse_recipe(recipe.to_toml()) == recipe
 
 
