@@ -94,8 +94,7 @@ def projection_lines(metrics: pd.DataFrame, macs: Macs) -> str:
     shares = ("accuracy", "dense_accuracy", "coverage", "unchanged")
     rows = [(row["phase"], *(text.percent(row[name], 4) for name in shares), str(row["samples"]))
             for row in metrics.to_dict("records")]  # fmt: skip
-    saved = text.percent(macs.reduction, 4)
-    return f"{columns(headers, rows)}\n{saved} of {macs.dense:,} multiply–adds are saved, as executed; this is no speed"
+    return f"{columns(headers, rows)}\n{macs}"
 
 
 def paper_lines(rows: Sequence[PaperRow]) -> str:

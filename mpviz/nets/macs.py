@@ -59,6 +59,11 @@ class Macs:
         """Share of the MACs saved, 1 − sparse / dense."""
         return 1 - self.sparse / self.dense
 
+    def __str__(self) -> str:
+        """What is saved, in a sentence."""
+        how = "as executed" if self.convention == "executed" else "by the paper's convention"
+        return f"{100 * self.reduction:.2f}\u202f% of {self.dense:,} multiply–adds are saved, {how}; this is no speed"
+
     def by_role(self) -> pd.DataFrame:
         """MACs, reduction, parameters and bytes of each role, in the order of `mpviz.nets.roles.ROLES`."""
         sums = self.table.groupby("role")[["dense", "sparse", "params", "bytes_dense", "bytes_kept"]].sum()

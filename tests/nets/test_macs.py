@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -185,13 +186,15 @@ def test_arithmetic_by_hand() -> None:
             mixed = torch.einsum("bij,bkj->bik", tokens, tokens).softmax(-1) @ tokens
             return self.head(mixed.mean(1))
 
-    table = count_macs(Net().eval(), (2, 8, 10)).table
+    counted = count_macs(Net().eval(), (2, 8, 10))
+    table = counted.table
     assert by_hand(table, "stem.weight") == (4 * 5 * 8 * 2 * 9, 20, 144)
     assert by_hand(table, "groups.weight") == (4 * 5 * 12 * 2 * 3, 20, 72)
     assert by_hand(table, "up.weight") == (4 * 5 * 12 * 4 * 4, 20, 192)
     assert by_hand(table, "fc.weight") == (2 * 80 * 24, 160, 24)
     assert by_hand(table, "(QKᵀ, AV)") == (2 * 80 * 80 * 6, 80, 0)
     assert by_hand(table, "head.weight") == (18, 1, 18)
+    assert str(replace(counted, sparse=counted.dense // 4)).startswith("75.00\u202f% of ")
     assert table["bytes_dense"].equals(4 * table["params"])
 
 
