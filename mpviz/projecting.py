@@ -19,6 +19,7 @@ from mpviz.errors import CheckpointError, MpvizError, PatternError, RecipeError,
 from mpviz.files import Writer, write_together
 from mpviz.grid_results import environment, measured_change
 from mpviz.nets.architectures import ARCHITECTURES
+from mpviz.nets.batch_norms import batch_norms
 from mpviz.nets.calibrate import second_moments
 from mpviz.nets.data import Split, Splits, load_data
 from mpviz.nets.forward import split_logits
@@ -96,6 +97,8 @@ def run_projection(
     # what does not fit is told now, not after its source was pruned for hours
     chosen_layers(model, KN.parse(recipe.project.pattern), recipe.project.conv, recipe.project.layers or None)
     planned_schedule(model, recipe.project.tome)
+    if recipe.project.renew:
+        batch_norms(model)
     data = load_data(recipe.data.name, recipe.data.folder or None, model)
     run = _Run(recipe, model, data, folder, tell, cancelled)
     result = run.result()
@@ -136,8 +139,8 @@ def _check_settings(plan: ProjectPlan) -> None:
     try:
         Plan(
             KN.parse(plan.pattern), conv=plan.conv, permute=plan.permute, foldable=plan.foldable,
-            criterion=plan.criterion, damping=plan.damping, repair=plan.repair, prior=plan.prior, alpha=plan.alpha_ser,
-            method="auto", seed=0, memory=0, threads=None, cancelled=None,
+            criterion=plan.criterion, damping=plan.damping, repair=plan.repair, renew=plan.renew, prior=plan.prior,
+            alpha=plan.alpha_ser, method="auto", seed=0, memory=0, threads=None, cancelled=None,
         )  # fmt: skip
     except PatternError as error:
         raise RecipeError(f"recipe table [project]: {error}") from error
@@ -249,8 +252,8 @@ def project_by_plan(
     return project(
         model, plan.pattern, calibration, source, masks, permute=plan.permute, alpha_ser=plan.alpha_ser,
         free_restoration=plan.free_restoration, conv=plan.conv, tome=plan.tome, layers=plan.layers or None,
-        criterion=plan.criterion, damping=plan.damping, repair=plan.repair, foldable=plan.foldable, prior=plan.prior,
-        images=plan.images, **options,
+        criterion=plan.criterion, damping=plan.damping, repair=plan.repair, renew=plan.renew, foldable=plan.foldable,
+        prior=plan.prior, images=plan.images, **options,
     )  # fmt: skip
 
 

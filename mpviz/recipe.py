@@ -102,6 +102,7 @@ class ProjectPlan:
     criterion: str = "cast"
     damping: float = 0.0
     repair: bool = False
+    renew: bool = False
     permute: str = "none"
     foldable: bool = False
     conv: str = "flattened"

@@ -73,7 +73,7 @@ def second_moments(
     modules = _modules(model, layers)
     sums = {name: _Gram() for name in modules}
     sizes = {name: 8.0 * math.prod(module.weight.shape[1:]) ** 2 for name, module in modules.items()}
-    _stream(model, _drawn(images, n, seed), modules, sums, sizes, batch, memory, progress, cancelled)
+    _stream(model, drawn(images, n, seed), modules, sums, sizes, batch, memory, progress, cancelled)
     return {name: one.result() for name, one in sums.items()}
 
 
@@ -96,7 +96,7 @@ def block_moments(
     modules = _modules(model, list(columns))
     sums = {name: _Blocks(columns[name]) for name in modules}
     sizes = {name: 8.0 * columns[name].numel() * columns[name].shape[1] for name in modules}
-    _stream(model, _drawn(images, n, seed), modules, sums, sizes, batch, memory, progress, cancelled)
+    _stream(model, drawn(images, n, seed), modules, sums, sizes, batch, memory, progress, cancelled)
     return {name: one.result() for name, one in sums.items()}
 
 
@@ -109,13 +109,13 @@ def layer_inputs(
     name: the weight's. Holds all of it in memory. Arguments and errors: `second_moments`.
     """
     module = _modules(model, [name])[name]
-    _check_mode(model)
+    check_mode(model)
     parts: list[Tensor] = []
 
     def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
         parts.append(rows_of(module, inputs[0]).reshape(len(inputs[0]), -1, math.prod(module.weight.shape[1:])).cpu())
 
-    x, handle = _drawn(images, n, seed), module.register_forward_pre_hook(hook)
+    x, handle = drawn(images, n, seed), module.register_forward_pre_hook(hook)
     device = next(model.parameters()).device
     try:
         for start in range(0, len(x), batch):
@@ -128,7 +128,8 @@ def layer_inputs(
     return found
 
 
-def _check_mode(model: nn.Module) -> None:
+def check_mode(model: nn.Module) -> None:
+    """Raises ModelError for a network in training mode."""
     if any(module.training for module in model.modules()):
         raise ModelError(f"{type(model).__name__} is in training mode; call .eval() before calibrating")
 
@@ -191,7 +192,8 @@ class _Blocks:
         return BlockMoments(self.columns.cpu(), blocks, power, size, self.count)
 
 
-def _drawn(images: Tensor | Split, n: int | None, seed: int) -> Tensor:
+def drawn(images: Tensor | Split, n: int | None, seed: int) -> Tensor:
+    """The images to calibrate on: n of a split, drawn by the seed, or all that are given."""
     if isinstance(images, Split):
         if images.name == "test":
             raise DataError("the test split only measures; calibrate on data.calibration or data.train")
@@ -240,7 +242,7 @@ def _stream(
     cancelled: Callable[[], bool] | None,
 ) -> None:
     """Run the model on the images, once a group of layers, and add what enters each layer to its sums."""
-    _check_mode(model)
+    check_mode(model)
     groups = _groups(sizes, memory)
     for done, group in enumerate(groups):
         tell = None if progress is None else lambda f, done=done: progress((done + f) / len(groups))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.errors import DataError, PatternError
+from mpviz.nets.batch_norms import batch_norms, renew_batch_norms
 from mpviz.nets.calibrate import IMAGES
 from mpviz.nets.data import Split
 from mpviz.nets.kn_pattern import KN
@@ -65,9 +66,9 @@ def project(
     source: str | nn.Module = "dense", source_masks: Mapping[str, Tensor] | None = None, permute: str = "none",
     alpha_ser: float = 0.0, free_restoration: bool = True, conv: str = "flattened", tome: Schedule = 0,
     layers: Sequence[str] | str | None = None, *, criterion: str = "cast", damping: float = 0.0, repair: bool = False,
-    foldable: bool = False, prior: str = "text", method: str = "auto", images: int | None = IMAGES, seed: int = 0,
-    memory: int = MEMORY, threads: int | None = None, progress: Tell | None = None,
-    cancelled: Callable[[], bool] | None = None,
+    renew: bool = False, foldable: bool = False, prior: str = "text", method: str = "auto",
+    images: int | None = IMAGES, seed: int = 0, memory: int = MEMORY, threads: int | None = None,
+    progress: Tell | None = None, cancelled: Callable[[], bool] | None = None,
 ) -> Projected:  # fmt: skip
     """Choose, for each row and group of n inputs, the k entries whose removal changes the layer's outputs least.
 
@@ -86,7 +87,8 @@ def project(
     method: of `search`. criterion: "cast"; as baselines "wanda", which takes C for diagonal (|w|·‖h‖₂), and
     "magnitude", |w| alone; the table's cost is that of the whole C for all three. damping: patterns are chosen by
     C + damping · (mean input power of the layer) · I; 0 is the paper's cost, a large one ends at magnitude. repair:
-    what is kept takes over what went (see `repaired`).
+    what is kept takes over what went (see `repaired`). renew: batch norms are measured again on the same images, behind
+    the projected layers (see `renew_batch_norms`).
 
     The model is left as it is. Source: arXiv:2606.02608, which samples the patterns of 8:16.
     Raises PatternError for a pattern or width that do not fit, with all such layers; DataError for calibration that is
@@ -95,19 +97,26 @@ def project(
     """
     plan = Plan(
         KN.parse(pattern), conv=conv, permute=permute, foldable=foldable, criterion=criterion, damping=damping,
-        repair=repair, prior=prior, alpha=alpha_ser, method=method, seed=seed, memory=memory, threads=threads,
-        cancelled=cancelled,
+        repair=repair, renew=renew, prior=prior, alpha=alpha_ser, method=method, seed=seed, memory=memory,
+        threads=threads, cancelled=cancelled,
     )  # fmt: skip
     infos, left_out = chosen_layers(model, plan.pattern, conv, layers)
     if calibration is None:
         raise DataError("projection looks at the inputs of each layer; give calibration=data.calibration, or images")
+    if renew:
+        batch_norms(model)
     kept = source_masks_of(model, source, source_masks)
     network = merge_tokens(source_network(model, source), tome)
     values = source_values(model, network, kept, list(infos), free_restoration)
-    chosen, orders, rows = Job(network, infos, values, kept, plan, Told(progress)).run(calibration, images)
+    told = Told(progress)
+    chosen, orders, rows = Job(network, infos, values, kept, plan, told).run(calibration, images)
     with torch.no_grad():
         for name, one in chosen.items():
             network.get_parameter(name).copy_(one.weight)
+    if renew:
+        told.tell(0.99, "batch norms")
+        renew_batch_norms(network, calibration, images, seed, cancelled=cancelled)
+    told.tell(1.0, "done")
     masks = {name: one.mask for name, one in chosen.items()}
     permutations = {name: order.order for name, order in orders.items() if order.rule != "none"}
     table = pd.DataFrame([*rows, *left_out]).set_index("layer")

@@ -39,6 +39,7 @@ class Plan:
     criterion: str
     damping: float
     repair: bool
+    renew: bool
     prior: str
     alpha: float
     method: str
@@ -61,7 +62,7 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome beside networks and images, for `Projected.settings`."""
-        names = ("criterion", "damping", "permute", "foldable", "repair", "prior", "method", "seed")
+        names = ("criterion", "damping", "permute", "foldable", "repair", "renew", "prior", "method", "seed")
         return {name: getattr(self, name) for name in names} | {"alpha_ser": self.alpha}
 
 
@@ -126,7 +127,6 @@ class Job:
             rows.append({"layer": name, "role": info.role, "rows": info.rows, "cols": info.cols, **numbers,
                          "order": order.rule, "permuted": order.cost, "why": ""})  # fmt: skip
             orders[name] = order
-        told.tell(1.0, "done")
         return chosen, orders, rows
 
     def _layouts(self, open_: Sequence[Choice]) -> dict[str, list[Layout]]:

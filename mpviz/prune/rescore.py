@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.errors import Cancelled, PatternError
+from mpviz.nets.batch_norms import renew_batch_norms
 from mpviz.nets.calibrate import layer_inputs
 from mpviz.nets.data import Split
 from mpviz.nets.layers import weight_of
@@ -71,6 +72,8 @@ def rescore(
         rows.append({"layer": name, "before": before, "after": job.worst(), "changed": changed})
         with torch.no_grad():
             network.get_parameter(name).copy_(torch.where(masks[name], weight, torch.zeros_like(weight)))
+    if projected.settings.get("renew"):
+        renew_batch_norms(network, calibration, images, seed, cancelled=cancelled)
     found = replace(projected, model=network, masks=masks)
     return Rescored(found, pd.DataFrame(rows).set_index("layer"))
 

@@ -107,6 +107,7 @@ def arm_name(row: Any) -> str:
     words = [{"cast": "CAST", "wanda": "Wanda"}.get(row["criterion"], row["criterion"])]
     words += {"none": [], "best": ["reordered"], "interleave": ["interleaved"]}.get(row["order"], [row["order"]])
     words += ["damped"] * bool(row.get("damping")) + ["repaired"] * bool(row["repair"])
+    words += ["norms renewed"] * bool(row.get("renew"))
     words += [f"merged {row['tome']}"] * bool(row["tome"])
     return ", ".join(words)
 

@@ -8,18 +8,29 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "data" / "benchmarks"
-ARMS = (  # name, criterion, order, repair, damped
-    ("magnitude", "magnitude", "none", False, False), ("magnitude, reordered", "magnitude", "best", False, False),
-    ("Wanda", "wanda", "none", False, False), ("Wanda, reordered", "wanda", "best", False, False),
-    ("CAST", "cast", "none", False, False), ("CAST, interleaved", "cast", "interleave", False, False),
-    ("CAST, reordered", "cast", "best", False, False), ("CAST, reordered, damped", "cast", "best", False, True),
-    ("CAST, reordered, repaired", "cast", "best", True, False),
-    ("CAST, reordered, damped, repaired", "cast", "best", True, True),
+ARMS = tuple(  # criterion, order, repair, damped, batch norms renewed
+    ({"cast": "CAST", "wanda": "Wanda"}.get(criterion, criterion) + words, criterion, order, *rest)
+    for criterion, order, words, *rest in (
+        ("magnitude", "none", "", False, False, False), ("magnitude", "best", ", reordered", False, False, False),
+        ("wanda", "none", "", False, False, False), ("wanda", "best", ", reordered", False, False, False),
+        ("cast", "none", "", False, False, False), ("cast", "interleave", ", interleaved", False, False, False),
+        ("cast", "best", ", reordered", False, False, False),
+        ("cast", "best", ", reordered, damped", False, True, False),
+        ("cast", "best", ", reordered, repaired", True, False, False),
+        ("cast", "best", ", reordered, damped, repaired", True, True, False),
+        ("magnitude", "none", ", norms renewed", False, False, True),
+        ("magnitude", "best", ", reordered, norms renewed", False, False, True),
+        ("wanda", "none", ", norms renewed", False, False, True),
+        ("wanda", "best", ", reordered, norms renewed", False, False, True),
+        ("cast", "none", ", norms renewed", False, False, True),
+        ("cast", "best", ", reordered, norms renewed", False, False, True),
+        ("cast", "best", ", reordered, repaired, norms renewed", True, False, True),
+    )
 )  # fmt: skip
 
 
 def arm_of(cell: dict[str, Any]) -> list[Any]:
-    return [cell["criterion"], cell["order"], cell["repair"], bool(cell.get("damping"))]
+    return [cell["criterion"], cell["order"], cell["repair"], bool(cell.get("damping")), bool(cell.get("renew"))]
 
 
 def record(name: str) -> dict[str, Any]:
@@ -43,6 +54,8 @@ def patterns_table() -> str:
     for network in dict.fromkeys(cell["network"] for cell in cells):
         for name, *arm in ARMS:
             same = [cell for cell in cells if cell["network"] == network and arm_of(cell) == arm]
+            if not same:
+                continue
             found = [[cell["accuracy"] for cell in same if (cell["pattern"], cell["epochs"]) == column]
                      for column in columns]  # fmt: skip
             lines.append(f"| {network}, {name} | {' | '.join(shown(values) for values in found)} |")

@@ -7,8 +7,9 @@ is all that is random (magnitude without permutation looks at none). --distil: 2
 bundled 10 000 training images with the dense network as teacher, AdamW at 1e-3 (which the recovery grid found best for
 the ViT and the ResNet, from training images), batch 64, flips and shifts; seeds set the calibration images and the
 order of the training images. All 10 000 test images only measure. "best" is our choice of order, "interleave" the
-paper's; repair lets kept entries take over what went; damping is that of `mp.project`. Cells are kept in
-data/benchmarks/structured-grid.json as soon as they are done, and not run again.
+paper's; repair lets kept entries take over what went; damping is that of `mp.project`; renew measures batch norms
+again on the same images. Cells are kept in data/benchmarks/structured-grid.json as soon as they are done, and not run
+again.
 """
 
 from __future__ import annotations
@@ -41,21 +42,24 @@ EPOCHS, BATCH = 3, 64
 RATE = 1e-3
 
 
-Arm = tuple[str, str, int, bool, float]  # criterion, order, merges, repair, damping
+Arm = tuple[str, str, int, bool, float, bool]  # criterion, order, merges, repair, damping, renew
 
 
 def arms(network: str, distilled: bool) -> list[Arm]:
     """The arms of a network; fewer are distilled, for that takes hours."""
     orders = ("none", "best") if distilled else ORDERS
-    found: list[Arm] = [(criterion, order, 0, False, 0.0) for criterion in CRITERIA for order in orders]
-    found.append(("cast", "best", 0, True, 0.0))
+    found: list[Arm] = [(criterion, order, 0, False, 0.0, False) for criterion in CRITERIA for order in orders]
+    found.append(("cast", "best", 0, True, 0.0, False))
     if not distilled:
-        found += [("cast", "none", 0, True, 0.0)]
-        found += [("cast", "best", 0, repair, DAMPING) for repair in (False, True)]
+        found += [("cast", "none", 0, True, 0.0, False)]
+        found += [("cast", "best", 0, repair, DAMPING, False) for repair in (False, True)]
+        if network == "fashion-resnet":  # the only one with batch norms; training renews them by itself
+            found += [(criterion, order, 0, False, 0.0, True) for criterion in CRITERIA for order in ("none", "best")]
+            found.append(("cast", "best", 0, True, 0.0, True))
     if network != "fashion-vit":
         return found
-    again = [("cast", "best", 0, False, 0.0)] if distilled else list(found)
-    return found + [(criterion, order, MERGED, repair, damping) for criterion, order, _, repair, damping in again]
+    again = [("cast", "best", 0, False, 0.0, False)] if distilled else list(found)
+    return found + [(criterion, order, MERGED, *rest) for criterion, order, _, *rest in again]
 
 
 class Bench:
@@ -68,11 +72,20 @@ class Bench:
         self.dense = logits(self.model, self.images)
 
     def cell(
-        self, pattern: str, criterion: str, order: str, tome: int, repair: bool, damping: float, seed: int, epochs: int
+        self,
+        pattern: str,
+        criterion: str,
+        order: str,
+        tome: int,
+        repair: bool,
+        damping: float,
+        renew: bool,
+        seed: int,
+        epochs: int,
     ) -> dict[str, Any]:
         found = project(
             self.model, pattern, self.data.calibration, permute=order, criterion=criterion, repair=repair,
-            damping=damping, tome=tome, seed=seed,
+            damping=damping, renew=renew, tome=tome, seed=seed,
         )  # fmt: skip
         network = found.model
         if epochs:
@@ -85,13 +98,13 @@ class Bench:
         macs = count_macs(found.model, pattern=pattern)
         return {
             "network": self.name, "pattern": pattern, "criterion": criterion, "order": order, "tome": tome,
-            "repair": repair, "damping": damping, "seed": seed, "epochs": epochs,
+            "repair": repair, "damping": damping, "renew": renew, "seed": seed, "epochs": epochs,
             **measured_change(self.dense, logits(network, self.images), self.labels, "test"),
             "cost": cost, "share": cost / power, "macs": macs.sparse, "mac_reduction": macs.reduction,
         }  # fmt: skip
 
 
-KEY = ("network", "pattern", "criterion", "order", "tome", "repair", "damping", "seed", "epochs")
+KEY = ("network", "pattern", "criterion", "order", "tome", "repair", "damping", "renew", "seed", "epochs")
 
 
 def main() -> None:

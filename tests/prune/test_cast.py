@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import mpviz as mp
 from mpviz.errors import BudgetError, Cancelled, DataError, ModelError, PatternError
+from mpviz.nets.batch_norms import renew_batch_norms
 from mpviz.nets.calibrate import second_moments
 from mpviz.nets.kn_pattern import KN
 from mpviz.nets.layers import list_layers, weight_of
@@ -400,6 +402,27 @@ def test_settings_that_mean_nothing_are_told_before_the_calibration(small: tuple
     ):  # fmt: skip
         with pytest.raises(PatternError, match=words):
             project(net, "2:4", None, **options)  # type: ignore[arg-type]
+
+
+def test_renewed_norms_give_back_what_the_old_ones_cost() -> None:
+    net, data = mp.load_model("fashion-resnet"), mp.load_data("fashion-mnist", folder="bundled")
+    images, labels = data.test.sample(300, seed=0)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = [project(net, "2:4", data.calibration, renew=renew, images=64) for renew in (False, True)]
+    plain, renewed = (one.model for one in found)
+    with torch.no_grad():
+        right = [int((one(images).argmax(1) == labels).sum()) for one in (plain, renewed)]
+    assert right[1] > right[0] + 60 and right[1] > 0.85 * len(labels)
+    changed = {name.rsplit(".", 1)[1] for name, value in renewed.state_dict().items()
+               if not torch.equal(value, plain.state_dict()[name])}  # fmt: skip
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+    assert found[1].settings["renew"] and not any(module.training for module in renewed.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    # the same images as the search saw
+    again = copy.deepcopy(plain)
+    renew_batch_norms(again, data.calibration, 64, 0)
+    assert all(torch.equal(value, renewed.state_dict()[name]) for name, value in again.state_dict().items())
+    refused(ModelError, "no batch norms to measure again", mp.load_model("fashion-mlp"), "2:4", images, renew=True)
 
 
 def test_damping_leads_from_the_criterion_to_magnitude(small: tuple[Small, Tensor]) -> None:

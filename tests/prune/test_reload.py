@@ -36,7 +36,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("fashion-mlp", {"permute": "hungarian"}),
     ("fashion-vit", {"permute": "best", "tome": 4}),
     ("fashion-vit", {"permute": "hungarian", "foldable": True, "repair": True, "tome": [0, 8, 8, 4, 0, 2]}),
-    ("fashion-resnet", {"permute": "interleave", "conv": "native"}),
+    ("fashion-resnet", {"permute": "interleave", "conv": "native", "renew": True}),
 ]
 
 
