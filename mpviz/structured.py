@@ -188,4 +188,4 @@ def committed_cells() -> pd.DataFrame:
     """The cells of the grid of patterns that comes with mpviz, one row each; no rows where the record is missing."""
     path = data_root() / "benchmarks" / "structured-grid.json"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    return pd.DataFrame(cells, columns=None if cells else ["network", "epochs", "tome"])
+    return pd.DataFrame(cells, columns=None if cells else ["network", "epochs", "tome", "renew"])

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mpviz.structured import Groups, PatternView
 
 COLUMNS = 64  # inputs that are shown of a layer
-CELLS = ("network", "pattern", "criterion", "order", "tome", "repair", "seed", "epochs", "accuracy", "dense_accuracy",
-         "share")  # fmt: skip
+CELLS = ("network", "pattern", "criterion", "order", "tome", "repair", "damping", "renew", "seed", "epochs",
+         "accuracy", "dense_accuracy", "share")  # fmt: skip
 _TINY = 1e-300
 
 
@@ -101,27 +101,31 @@ def _line(cost: np.ndarray, name: str, colour: str) -> Json:
 def arm_name(row: Any) -> str:
     """A word for an arm of the grid of patterns.
 
-    >>> arm_name({"criterion": "cast", "order": "best", "repair": True, "tome": 4})
+    >>> arm_name({"criterion": "cast", "order": "best", "repair": True, "damping": 0.0, "renew": False, "tome": 4})
     'CAST, reordered, repaired, merged 4'
     """
     words = [{"cast": "CAST", "wanda": "Wanda"}.get(row["criterion"], row["criterion"])]
     words += {"none": [], "best": ["reordered"], "interleave": ["interleaved"]}.get(row["order"], [row["order"]])
-    words += ["damped"] * bool(row.get("damping")) + ["repaired"] * bool(row["repair"])
-    words += ["norms renewed"] * bool(row.get("renew"))
+    words += ["damped"] * bool(row["damping"]) + ["repaired"] * bool(row["repair"])
+    words += ["norms renewed"] * bool(row["renew"])
     words += [f"merged {row['tome']}"] * bool(row["tome"])
     return ", ".join(words)
 
 
-def patterns_figure(cells: pd.DataFrame, network: str, theme: str = "light", epochs: int = 0, tome: int = 0) -> Json:
+def patterns_figure(
+    cells: pd.DataFrame, network: str, theme: str = "light", epochs: int = 0, tome: int = 0, renew: bool = False
+) -> Json:
     """Cost (left) and accuracy (right) by pattern, one mark an arm, means over seeds with ± one standard deviation.
 
     cells: of data/benchmarks/structured-grid.json. epochs: of distillation, 0 for none. tome: pairs of tokens merged a
-    block. All measured on the test images; the cost on calibration images. Raises DataError when there are none.
+    block. renew: whether batch norms were measured again. All measured on the test images; the cost on calibration
+    images. Raises DataError when there are none.
     """
     missing = [name for name in CELLS if name not in cells.columns]
     if missing:
         raise DataError(f"these are no cells of the grid of patterns: {', '.join(missing)} missing")
     rows = cells[(cells["network"] == network) & (cells["epochs"] == epochs) & (cells["tome"] == tome)]
+    rows = rows[rows["renew"] == renew]
     if rows.empty:
         raise DataError(f"the grid has no cells of {network} with {epochs} epochs and {tome} merges")
     rows = rows.assign(arm=[arm_name(row) for row in rows.to_dict("records")])

@@ -69,10 +69,11 @@ def _page(network: str, pattern: str, order: str, layer: str, layers: tuple[str,
     }  # fmt: skip
     drawn["groups"]["layout"]["height"] = 520
     here = cells[cells["network"] == network]
-    for epochs, tome in sorted({(int(e), int(t)) for e, t in zip(here["epochs"], here["tome"], strict=True)}):
-        trained = f"{epochs} epochs of distillation" if epochs else "no training"
-        drawn["choices"].append(f"{trained}, {tome} pairs merged a block" if tome else trained)
-        drawn["grids"].append(patterns_figure(cells, network, theme, epochs, tome))
+    for epochs, tome, renew in sorted(set(here[["epochs", "tome", "renew"]].itertuples(index=False, name=None))):
+        words = [f"{epochs} epochs of distillation" if epochs else "no training"]
+        words += [f"{tome} pairs merged a block"] * bool(tome) + ["batch norms measured again"] * bool(renew)
+        drawn["choices"].append(", ".join(words))
+        drawn["grids"].append(patterns_figure(cells, network, theme, epochs, tome, renew))
     asked = {"network": network, "pattern": pattern, "order": order, "layer": layer, "theme": theme}
     parts = {
         "nav": _nav(asked, theme),

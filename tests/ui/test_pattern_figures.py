@@ -57,7 +57,8 @@ def cells() -> pd.DataFrame:
         for pattern, drop in (("2:4", 0.05), ("8:16", 0.01)):
             for criterion, order, repair in (("magnitude", "none", False), ("cast", "best", True)):
                 rows.append({"network": "net", "pattern": pattern, "criterion": criterion, "order": order, "tome": 0,
-                             "repair": repair, "seed": seed, "epochs": 0, "accuracy": 0.9 - drop - 0.01 * seed,
+                             "repair": repair, "damping": 0.0, "renew": False, "seed": seed, "epochs": 0,
+                             "accuracy": 0.9 - drop - 0.01 * seed,
                              "dense_accuracy": 0.9, "share": drop})  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -79,8 +80,9 @@ def test_arms_stand_side_by_side_with_their_spread() -> None:
 
 
 def test_arms_have_names() -> None:
-    plain = {"criterion": "wanda", "order": "interleave", "repair": False, "tome": 4}
+    plain = {"criterion": "wanda", "order": "interleave", "repair": False, "tome": 4, "damping": 0.0, "renew": False}
     assert arm_name(plain) == "Wanda, interleaved, merged 4"
+    assert arm_name(plain | {"damping": 1.0, "renew": True, "tome": 0}) == "Wanda, interleaved, damped, norms renewed"
 
 
 def test_savings_add_up_to_what_runs() -> None:

@@ -113,9 +113,11 @@ def cells() -> pd.DataFrame:
                 if (tome, pattern) == (4, "8:16"):
                     continue
                 rows.append({"network": "fashion-mlp", "pattern": pattern, "criterion": "cast", "order": order,
-                             "tome": tome, "repair": False, "seed": seed, "epochs": epochs, "share": 0.1,
+                             "tome": tome, "repair": False, "damping": 0.0, "renew": False, "seed": seed,
+                             "epochs": epochs, "share": 0.1,
                              "accuracy": accuracy + 0.01 * seed + 0.02 * (order == "best"),
                              "dense_accuracy": 0.91})  # fmt: skip
+    rows.insert(3, {**rows[0], "renew": True, "accuracy": 0.85})
     return pd.DataFrame([*rows, {**rows[0], "network": "fashion-vit", "accuracy": 0.5}])
 
 
@@ -123,8 +125,10 @@ def test_the_grid_is_drawn_by_training_and_merging(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(patterns_page, "committed_cells", cells)
     _, reader, page = page_of(**MLP)
     drawn = reader.drawn
-    assert drawn["choices"] == ["no training", "no training, 4 pairs merged a block", "3 epochs of distillation"]
-    expected = [patterns_figure(cells(), "fashion-mlp", "light", *at) for at in ((0, 0), (0, 4), (3, 0))]
+    assert drawn["choices"] == ["no training", "no training, batch norms measured again",
+                                "no training, 4 pairs merged a block", "3 epochs of distillation"]  # fmt: skip
+    expected = [patterns_figure(cells(), "fashion-mlp", "light", *at)
+                for at in ((0, 0), (0, 0, True), (0, 4), (3, 0))]  # fmt: skip
     assert drawn["grids"] == as_json(expected) and "<section hidden>" not in page
     table = page[page.index("accuracy, %") : page.index("What runs then")]
     shown = [[entities.unescape(cell.split("</td>")[0].split(">", 1)[1]) for cell in row.split("<td")[1:]]
@@ -132,6 +136,7 @@ def test_the_grid_is_drawn_by_training_and_merging(monkeypatch: pytest.MonkeyPat
     std = f"{100 * np.std([0.9, 0.91], ddof=1):.2f}"
     assert shown == [
         ["CAST", "0", "80.00", "80.00"], ["CAST, reordered", "0", "82.00", "–"],
+        ["CAST, norms renewed", "0", "85.00", "–"],
         ["CAST, merged 4", "0", "70.00", "–"], ["CAST, reordered, merged 4", "0", "72.00", "–"],
         ["CAST", "3", f"90.50 ± {std}", f"90.50 ± {std}"], ["CAST, reordered", "3", f"92.50 ± {std}", "–"],
     ]  # fmt: skip
@@ -149,7 +154,7 @@ def test_the_committed_grid_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     for network in sorted(set(measured["network"])):
         here = measured[measured["network"] == network]
         drawn = page_of(network=network, order="none")[1].drawn
-        assert len(drawn["grids"]) == len(drawn["choices"]) == here.groupby(["epochs", "tome"]).ngroups > 0
+        assert len(drawn["grids"]) == len(drawn["choices"]) == here.groupby(["epochs", "tome", "renew"]).ngroups > 0
 
 
 # --- the paper's rows -----------------------------------------------------------------------------------------------
