@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.errors import DataError, PatternError
-from mpviz.nets.batch_norms import batch_norms, renew_batch_norms
+from mpviz.nets.batch_norms import batch_norms, norm_inputs, renew_batch_norms
 from mpviz.nets.calibrate import IMAGES
 from mpviz.nets.data import Split
 from mpviz.nets.kn_pattern import KN
@@ -87,8 +87,8 @@ def project(
     method: of `search`. criterion: "cast"; as baselines "wanda", which takes C for diagonal (|w|·‖h‖₂), and
     "magnitude", |w| alone; the table's cost is that of the whole C for all three. damping: patterns are chosen by
     C + damping · (mean input power of the layer) · I; 0 is the paper's cost, a large one ends at magnitude. repair:
-    what is kept takes over what went (see `repaired`). renew: batch norms are measured again on the same images, behind
-    the projected layers (see `renew_batch_norms`).
+    what is kept takes over what went (see `repaired`). renew: batch norms are told how the projection changed what
+    enters them, measured on the same images (see `renew_batch_norms`).
 
     The model is left as it is. Source: arXiv:2606.02608, which samples the patterns of 8:16.
     Raises PatternError for a pattern or width that do not fit, with all such layers; DataError for calibration that is
@@ -104,18 +104,19 @@ def project(
     if calibration is None:
         raise DataError("projection looks at the inputs of each layer; give calibration=data.calibration, or images")
     if renew:
-        batch_norms(model)
+        batch_norms(model)  # there are some
     kept = source_masks_of(model, source, source_masks)
     network = merge_tokens(source_network(model, source), tome)
     values = source_values(model, network, kept, list(infos), free_restoration)
     told = Told(progress)
+    seen = norm_inputs(network, calibration, images, seed, cancelled=cancelled) if renew else []
     chosen, orders, rows = Job(network, infos, values, kept, plan, told).run(calibration, images)
     with torch.no_grad():
         for name, one in chosen.items():
             network.get_parameter(name).copy_(one.weight)
     if renew:
         told.tell(0.99, "batch norms")
-        renew_batch_norms(network, calibration, images, seed, cancelled=cancelled)
+        renew_batch_norms(network, seen, norm_inputs(network, calibration, images, seed, cancelled=cancelled))
     told.tell(1.0, "done")
     masks = {name: one.mask for name, one in chosen.items()}
     permutations = {name: order.order for name, order in orders.items() if order.rule != "none"}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.errors import Cancelled, PatternError
-from mpviz.nets.batch_norms import renew_batch_norms
+from mpviz.nets.batch_norms import batch_norms, norm_inputs, renew_batch_norms
 from mpviz.nets.calibrate import layer_inputs
 from mpviz.nets.data import Split
 from mpviz.nets.layers import weight_of
@@ -73,7 +73,11 @@ def rescore(
         with torch.no_grad():
             network.get_parameter(name).copy_(torch.where(masks[name], weight, torch.zeros_like(weight)))
     if projected.settings.get("renew"):
-        renew_batch_norms(network, calibration, images, seed, cancelled=cancelled)
+        for old, new in zip(batch_norms(model), batch_norms(network), strict=True):
+            new.load_state_dict(old.state_dict())
+        with merged_tokens(model, projected.tome or 0):
+            seen = norm_inputs(model, calibration, images, seed, cancelled=cancelled)
+        renew_batch_norms(network, seen, norm_inputs(network, calibration, images, seed, cancelled=cancelled))
     found = replace(projected, model=network, masks=masks)
     return Rescored(found, pd.DataFrame(rows).set_index("layer"))
 
