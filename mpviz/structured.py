@@ -21,7 +21,7 @@ from mpviz.nets.forward import logits, masked_copy
 from mpviz.nets.layers import list_layers, weight_of
 from mpviz.nets.macs import count_macs
 from mpviz.nets.paths import data_root
-from mpviz.nets.tome import merged_tokens, unmerge_tokens
+from mpviz.nets.tome import merging
 from mpviz.nets.zoo import load_model
 from mpviz.prune.cast import Projected, project
 from mpviz.prune.cast_job import change
@@ -81,7 +81,7 @@ def pattern_view(
     shape, kn, conv = tuple(weight.shape), projected.pattern, projected.conv
     sides = [layout(full, shape, kn, conv), layout(full, shape, kn, conv, order)]
     columns = {full: torch.cat([side.columns for side in sides])}
-    with merged_tokens(unmerge_tokens(model), projected.tome or 0):
+    with merging(model, projected.tome or 0):
         moments = block_moments(model, calibration, columns, n=images, seed=seed)[full]
     first, second = moments.blocks.chunk(2)
     own = mask if order is None else sides[0].weight(search(sides[0].cells(weight), first, kn).masks)
@@ -121,9 +121,11 @@ def restore_certificates(
 
     other: masks of an earlier pruning, such as the SER source's. Q is what they removed and the pattern keeps, P what
     the pattern removes. Columns: restored (entries of Q), budget_with (B_T(Q + P)), budget_without (B_T(P)), drop,
-    price (λ₂‖Q‖_F² + λ₁‖Q‖₁), restore (the bound of the objective is lower with Q back), tier, why. Each layer is taken
-    by itself, in the dense network. Where no valid Lipschitz constant is known the budgets are twice the mean measured
-    change of the logits, which no budget can be below: tier "measured", and `restore` is empty: that proves nothing.
+    price (λ₂‖Q‖_F² + λ₁‖Q‖₁), restore (the bound of the objective is lower with Q back), moved (largest change of an
+    entry that the projection keeps), tier, why. Each layer is taken by itself, in the dense network and with the dense
+    values: where a repair or a trained source moved what is kept, that is said in `why`. Where no valid Lipschitz
+    constant is known the budgets are twice the mean measured change of the logits, which no budget can be below: tier
+    "measured", and `restore` is empty: that proves nothing.
     Source: arXiv:2606.02608. Raises ModelError for a layer that `other` lacks, and what `data_path_budget` refuses.
     """
     rows = []
@@ -133,18 +135,27 @@ def restore_certificates(
         returned = mask & ~other[name].to(mask.device)
         kept, q, alone = (removed_part(model, name, ~part) for part in (mask & ~returned, returned, ~mask))
         both = q + alone
-        row = {"layer": name, "restored": int(returned.sum())}
+        moved = _moved(model, projected, name)
+        about = f"holds for the dense values; the projection moved what it keeps by up to {moved:.2g}" if moved else ""
+        row = {"layer": name, "restored": int(returned.sum()), "moved": moved}
         try:
             budgets = [data_path_budget(model, name, removed, images, lipschitz) for removed in (both, alone)]
             found = restore_test(kept, q, alone, budgets[0].budget, budgets[1].budget, penalty)
             values = [one.budget for one in budgets]
             rows.append({**row, **_budgets(values), "price": found.price, "restore": found.restore, "tier": "bound",
-                         "why": ""})  # fmt: skip
+                         "why": about})  # fmt: skip
         except ModelError as error:
             values = [2.0 * _change(model, name, removed, images) for removed in (both, alone)]
             rows.append({**row, **_budgets(values), "price": penalty.of(q), "restore": None, "tier": "measured",
-                         "why": str(error)})  # fmt: skip
+                         "why": "; ".join(filter(None, (str(error), about)))})  # fmt: skip
     return pd.DataFrame(rows).set_index("layer")
+
+
+def _moved(model: nn.Module, projected: Projected, name: str) -> float:
+    """Largest difference between the kept weights of a projected layer and the model's."""
+    mask = projected.masks[name]
+    now, dense = weight_of(projected.model, name), weight_of(model, name)
+    return float((now.to(dense) - dense)[mask.to(dense.device)].abs().amax()) if mask.any() else 0.0
 
 
 def _budgets(values: list[float]) -> dict[str, float]:

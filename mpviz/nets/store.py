@@ -20,7 +20,7 @@ from mpviz.errors import CheckpointError, ModelError
 from mpviz.files import replacing
 from mpviz.nets.factors import ranks_of, rebuild
 from mpviz.nets.forward import masked_parameters
-from mpviz.nets.tome import Schedule, merge_tokens, planned_schedule, schedule_of, unmerge_tokens
+from mpviz.nets.tome import Schedule, merge_tokens, schedule_of, settled_schedule, unmerge_tokens
 from mpviz.nets.zoo import Source, build_architecture, fill, source_of
 
 FORMAT = "mpviz-checkpoint-1"
@@ -122,11 +122,8 @@ def header_of(
     Raises TypeError or ValueError for what JSON cannot hold, ModelError for merges that the model cannot do or does
     otherwise.
     """
-    source, ranks, own = source_of(model), ranks_of(model), schedule_of(model)
-    asked = planned_schedule(model, tome)
-    if own and asked and asked != own:
-        raise ModelError(f"the model merges {own} pairs of tokens a block, not {tome}; leave tome at 0")
-    header: dict[str, Any] = {"source": None if source is None else asdict(source), "tome": list(own or asked),
+    source, ranks, schedule = source_of(model), ranks_of(model), settled_schedule(model, tome)
+    header: dict[str, Any] = {"source": None if source is None else asdict(source), "tome": list(schedule),
                               "recipe": recipe, "results": results,
                               "pattern": None if pattern is None else dict(pattern)}  # fmt: skip
     return json.dumps(header | ({"ranks": ranks} if ranks else {}), allow_nan=True)

@@ -15,7 +15,8 @@ set keeps the order of the image also in networks without a class token, which t
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -118,7 +119,20 @@ class MergingBlocks(nn.Sequential):
         return part
 
 
-class MergingBlock(nn.Module):
+class _Pickled(nn.Module):
+    """Merging classes are made at run time; a pickle names timm's class, and makes its merging one again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (type(self).__bases__[1],), self.__dict__
+
+
+def _empty(kind: Any) -> nn.Module:
+    """A module of timm's Block or Attention that merges, without its parts."""
+    merging = _merging()[kind]
+    return merging.__new__(merging)
+
+
+class MergingBlock(_Pickled):
     """Goes before timm's Block in the bases of a class: attention, merging, MLP."""
 
     def forward(self: Any, x: Tensor, *masks: Any, tokens: _Tokens | None = None, **options: Any) -> Tensor:
@@ -130,7 +144,7 @@ class MergingBlock(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class MergingAttention(nn.Module):
+class MergingAttention(_Pickled):
     """Goes before timm's Attention in the bases of a class: tokens count as often as the places they stand for."""
 
     def forward(self: Any, x: Tensor, tokens: _Tokens | None = None) -> Tensor:
@@ -240,6 +254,28 @@ def planned_schedule(model: nn.Module, r: Schedule) -> tuple[int, ...]:
     net = _check(model)
     schedule = _schedule(net, r, _places(net))
     return schedule if any(schedule) else ()
+
+
+def settled_schedule(model: nn.Module, r: Schedule) -> tuple[int, ...]:
+    """Pairs that a model merges in each block when r is asked for: its own, or r's where it merges none.
+
+    Raises ModelError as `merge_tokens` does, and for a model that merges otherwise already.
+    """
+    own, asked = schedule_of(model), planned_schedule(model, r)
+    if own and asked and asked != own:
+        raise ModelError(f"the model merges {own} pairs of tokens a block, not {r}; leave tome at 0")
+    return own or asked
+
+
+@contextmanager
+def merging(model: nn.Module, r: Schedule) -> Iterator[nn.Module]:
+    """The model with r pairs merged a block for a while, whatever it merges before and after."""
+    before = schedule_of(model)
+    unmerge_tokens(model)
+    try:
+        yield merge_tokens(model, r)
+    finally:
+        merge_tokens(unmerge_tokens(model), before or 0)
 
 
 def token_counts(model: nn.Module, r: Schedule, tokens: int | None = None) -> tuple[int, ...]:

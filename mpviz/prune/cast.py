@@ -15,7 +15,7 @@ from mpviz.nets.batch_norms import batch_norms, norm_inputs, renew_batch_norms
 from mpviz.nets.calibrate import IMAGES
 from mpviz.nets.data import Split
 from mpviz.nets.kn_pattern import KN
-from mpviz.nets.tome import Schedule, merge_tokens, schedule_of
+from mpviz.nets.tome import Schedule, merge_tokens, schedule_of, settled_schedule, unmerge_tokens
 from mpviz.prune.cast_job import Job, Plan, Tell, Told
 from mpviz.prune.cast_source import chosen_layers, source_masks_of, source_network, source_values
 from mpviz.prune.kn import MEMORY
@@ -106,7 +106,9 @@ def project(
     if renew:
         batch_norms(model)  # there are some
     kept = source_masks_of(model, source, source_masks)
-    network = merge_tokens(source_network(model, source), tome)
+    network = source_network(model, source)
+    schedule = settled_schedule(network if schedule_of(network) else model, tome)
+    network = merge_tokens(unmerge_tokens(network), schedule or 0)
     values = source_values(model, network, kept, list(infos), free_restoration)
     told = Told(progress)
     seen = norm_inputs(network, calibration, images, seed, cancelled=cancelled) if renew else []

@@ -21,7 +21,7 @@ from mpviz.nets.batch_norms import batch_norms, norm_inputs, renew_batch_norms
 from mpviz.nets.calibrate import layer_inputs
 from mpviz.nets.data import Split
 from mpviz.nets.layers import weight_of
-from mpviz.nets.tome import merged_tokens
+from mpviz.nets.tome import merging
 from mpviz.prune.cast import Projected
 from mpviz.prune.pattern import Layout, layout
 
@@ -62,7 +62,7 @@ def rescore(
         if cancelled is not None and cancelled():
             raise Cancelled("the rescoring was cancelled; nothing was changed")
         weight = weight_of(model, name).cpu()
-        with merged_tokens(model, projected.tome or 0):  # what enters the layer where it will run
+        with merging(model, projected.tome or 0):  # what enters the layer where it will run
             inputs = layer_inputs(model, name, calibration, images, seed)
         where = layout(name, tuple(weight.shape), projected.pattern, projected.conv, projected.permutations.get(name))
         job = _Layer(where, weight, mask, inputs)
@@ -75,7 +75,7 @@ def rescore(
     if projected.settings.get("renew"):
         for old, new in zip(batch_norms(model), batch_norms(network), strict=True):
             new.load_state_dict(old.state_dict())
-        with merged_tokens(model, projected.tome or 0):
+        with merging(model, projected.tome or 0):
             seen = norm_inputs(model, calibration, images, seed, cancelled=cancelled)
         renew_batch_norms(network, seen, norm_inputs(network, calibration, images, seed, cancelled=cancelled))
     found = replace(projected, model=network, masks=masks)

@@ -102,10 +102,11 @@ def _restore_table(restore: pd.DataFrame, theme: str) -> str:
     rows = [
         [text.escape(text.short_name(str(name))), text.count(row["restored"]), text.significant(row["budget_with"]),
          text.significant(row["budget_without"]), text.significant(row["drop"]), text.significant(row["price"]),
-         "–" if row["restore"] is None else "yes" if row["restore"] else "no", tables.chip(row["tier"], theme)]
+         "–" if row["restore"] is None else "yes" if row["restore"] else "no", tables.chip(row["tier"], theme),
+         text.escape(row["why"])]
         for name, row in restore.iterrows()
     ]  # fmt: skip
-    head = ("layer", "restored", "B_T(Q + P)", "B_T(P)", "falls by", "price of Q", "worth it", "known as")
+    head = ("layer", "restored", "B_T(Q + P)", "B_T(P)", "falls by", "price of Q", "worth it", "known as", "note")
     return tables.html_table(head, rows, theme)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,7 @@ from mpviz.nets.timm_import import import_timm
 from mpviz.nets.tome import (
     merge_tokens,
     merged_tokens,
+    merging,
     mlp_token_counts,
     schedule_of,
     token_counts,
@@ -191,6 +193,27 @@ def test_a_copy_merges_too_and_weights_load_into_it(images: Tensor) -> None:
     assert torch.equal(copied(images), merge_tokens(other, 5)(images))
     assert torch.equal(unmerge_tokens(copied)(images), unmerge_tokens(other)(images))
     assert type(copied.blocks) is nn.Sequential
+
+
+def test_a_pickle_merges_too(images: Tensor) -> None:
+    model = merge_tokens(vit(), 5)
+    back = pickle.loads(pickle.dumps(model))
+    assert schedule_of(back) == (5,) * 4 and type(back.blocks[0]) is type(model.blocks[0])
+    assert torch.equal(back(images), model(images))
+    assert torch.equal(unmerge_tokens(back)(images), unmerge_tokens(model)(images))
+
+
+def test_merging_for_a_while_goes_back_to_what_was(images: Tensor) -> None:
+    model = merge_tokens(vit(), 5)
+    expected = model(images)
+    with merging(model, 3) as other:
+        assert other is model and schedule_of(model) == (3,) * 4
+    with pytest.raises(RuntimeError), merging(model, 0):
+        assert schedule_of(model) == ()
+        raise RuntimeError
+    with pytest.raises(ModelError), merging(model, [1, 2]):
+        pass
+    assert schedule_of(model) == (5,) * 4 and torch.equal(model(images), expected)
 
 
 def test_threads_do_not_meet(images: Tensor) -> None:

@@ -17,7 +17,7 @@ from mpviz.errors import ModelError, MpvizError, PatternError
 from mpviz.nets.calibrate import second_moments
 from mpviz.nets.layers import list_layers, weight_of
 from mpviz.nets.paths import data_root
-from mpviz.nets.tome import schedule_of
+from mpviz.nets.tome import merge_tokens, schedule_of
 from mpviz.prune.cast import project
 from mpviz.structured import (
     Groups,
@@ -65,6 +65,9 @@ def test_a_view_of_a_merging_network_is_measured_on_the_merged_graph(images: Ten
     view = pattern_view(model, found, images, "blocks.5.mlp.fc1")
     assert view.after.cost.sum() == pytest.approx(found.cost.loc["blocks.5.mlp.fc1.weight", "cost"], rel=1e-6)
     assert schedule_of(model) == () and np.array_equal(view.before.kept, view.after.kept)
+    merge_tokens(model, 4)  # what the model merges itself is put aside, and back
+    again = pattern_view(model, found, images, "blocks.5.mlp.fc1")
+    assert schedule_of(model) == (4,) * 6 and np.array_equal(view.after.cost, again.after.cost)
     with pytest.raises(PatternError, match="was not projected; did you mean"):
         pattern_view(model, found, images, "blocks.5.mlp.fc3")
 
@@ -85,6 +88,14 @@ def test_restoring_pays_exactly_when_the_budget_falls_by_more_than_the_price(ima
         assert row["budget_with"] == pytest.approx(both) and row["budget_without"] == pytest.approx(alone)
         assert row["price"] == pytest.approx(1e-6 * float(q.square().sum()))
         assert row["restore"] == (both - alone > row["price"])
+        assert row["moved"] == 0 and row["why"] == ""
+    mended = project(model, "2:4", images, source=ser.of(model), source_masks=ser.masks, repair=True)
+    told = restore_certificates(model, mended, ser.masks, images[:4], penalty)
+    for name, row in told.iterrows():
+        kept = mended.masks[name]
+        change = (weight_of(mended.model, name) - weight_of(model, name))[kept].abs().max()
+        assert row["moved"] == pytest.approx(float(change)) and row["moved"] > 0
+        assert row["why"].startswith("holds for the dense values; the projection moved what it keeps by up to")
     costly = restore_certificates(model, found, ser.masks, images[:4], Penalty(lambda2=1e6))
     assert not costly["restore"].any()
     with pytest.raises(ModelError, match="give masks for all projected layers"):

@@ -447,3 +447,20 @@ def test_damping_leads_from_the_criterion_to_magnitude(small: tuple[Small, Tenso
         and cost >= plain.cost.loc["fc.weight", "cost"]
     )
     refused(PatternError, "damping is a share", net, "2:4", x, damping=-0.1)
+
+
+def test_a_network_that_merges_already_is_projected_as_it_merges() -> None:
+    net, x = mp.load_model("fashion-vit"), mp.load_data("fashion-mnist", folder="bundled").calibration.sample(8)[0]
+    merged = project(net, "2:4", x, tome=4)
+    twice = project(merged.model, "2:4", x)
+    assert twice.tome == merged.tome == (4,) * 6 == schedule_of(merged.model)
+    assert all(torch.equal(twice.masks[name], merged.masks[name]) for name in merged.masks)
+    again = project(net, "2:4", x, source=merged.model, source_masks=merged.masks, tome=4)
+    assert again.tome == (4,) * 6 and schedule_of(net) == ()
+    with merged_tokens(net, 4):
+        inside = project(net, "2:4", x)
+        assert schedule_of(net) == (4,) * 6
+    assert all(torch.equal(inside.masks[name], merged.masks[name]) for name in merged.masks)
+    with pytest.raises(ModelError, match="not 2; leave tome at 0"):
+        project(merged.model, "2:4", x, tome=2)
+    assert schedule_of(merged.model) == (4,) * 6

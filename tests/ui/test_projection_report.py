@@ -121,15 +121,16 @@ def test_what_was_worth_to_restore_is_told_where_it_was_asked_for(result: Projec
     assert restore is not None and "<section hidden>" not in html
     worth = {None: "–", True: "yes", False: "no"}
     for name, row in restore.iterrows():
-        shown = next(cells for cells in rows(html) if cells[0] == text.short_name(str(name)) and len(cells) == 8 and
+        shown = next(cells for cells in rows(html) if len(cells) == 9 and cells[0] == text.short_name(str(name)) and
                      cells[-1] in ("bound", "measured") )  # fmt: skip
         numbers = [text.significant(row[column]) for column in ("budget_with", "budget_without", "drop", "price")]
         assert shown[1:6] == [text.count(row["restored"]), *numbers]
-        assert shown[6:] == [worth[row["restore"]], row["tier"]]
+        assert shown[6:] == [worth[row["restore"]], row["why"], row["tier"]]
+        assert "holds for the dense values" in row["why"], "what is kept was repaired"
     for value, word in worth.items():
         given = restore.assign(restore=pd.Series([value] * len(restore), dtype=object, index=restore.index))
         page = projection_html(replace(result, restore=given))
-        assert [cells[6] for cells in rows(page) if len(cells) == 8 and cells[-1] == "bound"] == [word] * len(restore)
+        assert [cells[6] for cells in rows(page) if len(cells) == 9 and cells[-1] == "bound"] == [word] * len(restore)
     without = projection_html(replace(result, restore=None))
     assert "<section hidden>" in without and "B_T(Q + P)" not in without
 
