@@ -128,6 +128,8 @@ def _checked_plan(recipe: Recipe) -> Recipe:
             f"recipe key 'project.source' is '{plan.source}', no method and no .safetensors file; "
             f"{nearest(plan.source, known)}"
         )
+    if plan.restore_images and plan.source == "dense":
+        raise RecipeError("recipe key 'project.restore_images' is about a pruned source; set project.source")
     _check_settings(plan)
     recovery_options(recipe)
     source_options(recipe)

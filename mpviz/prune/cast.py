@@ -123,5 +123,7 @@ def project(
     masks = {name: one.mask for name, one in chosen.items()}
     permutations = {name: order.order for name, order in orders.items() if order.rule != "none"}
     table = pd.DataFrame([*rows, *left_out]).set_index("layer")
-    settings = plan.settings() | {"source": "dense" if source == "dense" else "pruned", "images": images}
+    count = len(calibration) if images is None or isinstance(calibration, Tensor) else min(images, len(calibration))
+    settings = plan.settings() | {"source": "dense" if source == "dense" else "pruned", "images": count,
+                                  "free_restoration": free_restoration}  # fmt: skip
     return Projected(network, masks, permutations, table, plan.pattern, conv, schedule_of(network), settings)

@@ -620,6 +620,7 @@ def test_a_wrong_plan_is_a_sentence_before_anything_is_loaded(
         ({"certify": CertifyPlan(split="train")}, "'certify.split' must be 'test' or 'calibration'; got 'train'"),
         ({"grid": GridPlan(["seb"])}, "'project.pattern' and 'grid.methods' exclude each other; make two recipes"),
         ({"grid": GridPlan(["seb"]), "project": ProjectPlan()}, r"no project\.pattern; .* give it to mp\.run_grid$"),
+        ({"project": ProjectPlan("2:4", restore_images=3)}, "'project.restore_images' is about a pruned source"),
         ({"recover": RecoverPlan(1, options={"seed": 3})}, r"'recover.options.seed' follows from grid\.seeds"),
         ({"recover": RecoverPlan(1, optimizer="adan")}, r"table \[recover\]: unknown optimizer 'adan'"),
     ],

@@ -416,13 +416,23 @@ def test_renewed_norms_give_back_what_the_old_ones_cost() -> None:
     changed = {name.rsplit(".", 1)[1] for name, value in renewed.state_dict().items()
                if not torch.equal(value, plain.state_dict()[name])}  # fmt: skip
     assert changed == {"running_mean", "running_var"}
-    assert found[1].settings["renew"] and not any(module.training for module in renewed.modules())
+    assert found[1].settings["renew"] and found[1].settings["images"] == 64
+    assert not any(module.training for module in renewed.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     # the same images as the search saw
     again = copy.deepcopy(plain)
     renew_batch_norms(again, *(norm_inputs(one, data.calibration, 64, 0) for one in (net, plain)))
     assert all(torch.equal(value, renewed.state_dict()[name]) for name, value in again.state_dict().items())
     refused(ModelError, "no batch norms to measure again", mp.load_model("fashion-mlp"), "2:4", images, renew=True)
+
+
+def test_settings_tell_how_many_images_were_seen(small: tuple[Small, Tensor]) -> None:
+    net, x = small
+    assert project(net, "2:4", x[:3]).settings["images"] == 3
+    split = mp.load_data("digits").calibration
+    folded = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
+    assert project(folded, "2:4", split, images=10**6).settings["images"] == len(split)
+    assert project(folded, "2:4", split, free_restoration=False).settings["free_restoration"] is False
 
 
 def test_damping_leads_from_the_criterion_to_magnitude(small: tuple[Small, Tensor]) -> None:
