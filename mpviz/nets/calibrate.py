@@ -198,9 +198,26 @@ def drawn(images: Tensor | Split, n: int | None, seed: int) -> Tensor:
         if images.name == "test":
             raise DataError("the test split only measures; calibrate on data.calibration or data.train")
         return images.sample(n, seed)[0]
+    if not _are_images(images):
+        raise DataError(
+            f"images to calibrate on are a split, such as data.calibration, or a float tensor (images, channels, "
+            f"height, width); got {_what(images)}"
+        )
     if len(images) == 0:
         raise DataError("no images to calibrate on; give one at least")
     return images
+
+
+def _are_images(given: object) -> bool:
+    """Two axes are enough for networks of plain vectors."""
+    return isinstance(given, Tensor) and given.is_floating_point() and given.ndim >= 2
+
+
+def _what(given: object) -> str:
+    """What was given, in a few words."""
+    if isinstance(given, Tensor):
+        return f"a tensor of {str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
+    return f"an object of type {type(given).__name__}"
 
 
 def _modules(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mpviz.errors import ModelError
 from mpviz.nets.architectures import MLP
 from mpviz.nets.timm_import import import_timm
+from mpviz.nets.tome import MergingAttention, MergingBlock
 
 _ELEMENTWISE = {"ReLU", "GELU", "GELUTanh", "QuickGELU", "SiLU", "Mish", "Hardswish", "Tanh", "Sigmoid", "Identity",
                 "Dropout", "ReLU6", "LeakyReLU", "ELU", "Softplus"}  # fmt: skip
@@ -56,7 +57,8 @@ def channel_sites(model: nn.Module) -> list[Site]:
 
     Rules: fc1 → fc2 of timm's Mlp (with a norm between them) and GlobalResponseNormMlp; values → projection of timm's
     Attention, within heads; conv → batch norm → conv inside timm's residual blocks; the residual streams of timm's
-    VisionTransformer and ResNet; fully connected layers in a row. Networks whose layers share weights have none.
+    VisionTransformer and ResNet; fully connected layers in a row. Those of a network that merges tokens are those that
+    it has without. Networks whose layers share weights have none.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     if len(names) != len(list(model.named_parameters())):
@@ -94,8 +96,9 @@ def along(tensor: Tensor, place: Along, order: Tensor) -> Tensor:
 
 
 def _fits(site: Site, place: Along, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether the channels fill the axis from `start` on. An axis with more holds something else too, or them twice."""
     shape = shapes.get(place.tensor, ())
-    return place.axis < len(shape) and place.start + site.size <= shape[place.axis]
+    return place.axis < len(shape) and place.start + site.size == shape[place.axis]
 
 
 # --- what is written and read ----------------------------------------------------------------------------------------
@@ -121,6 +124,12 @@ def _columns(path: str) -> Along:
     return Along(_name(path, "weight"), 1)
 
 
+def _kind(module: Any) -> type:
+    """The class of a module; of one that merges tokens, the class that `unmerge_tokens` gives back to it."""
+    kind = type(module)
+    return kind.__bases__[1] if isinstance(module, (MergingBlock, MergingAttention)) else kind
+
+
 def _plain(module: Any) -> bool:
     """A Linear or an ungrouped convolution as torch has it."""
     return (type(module) is nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
@@ -144,7 +153,7 @@ def _inner(path: str, module: Any, timm: Any) -> Iterator[Site]:
         yield _hidden(path, module, _each(_name(path, "norm"), module.norm))
     elif type(module).__name__ == "GlobalResponseNormMlp" and _elementwise(module.act):
         yield _hidden(path, module, _each(_name(path, "grn"), module.grn))
-    elif type(module) is layers.Attention and getattr(module, "gate", None) is None and _norm(module.norm):
+    elif _kind(module) is layers.Attention and getattr(module, "gate", None) is None and _norm(module.norm):
         yield _values(path, module)
     elif type(module) in (resnet.Bottleneck, resnet.BasicBlock) and _plain_block(module):
         yield from _convs(path, module)
@@ -237,17 +246,21 @@ def _vit_stream(path: str, vit: Any, timm: Any) -> Iterator[Site]:
     # without a classifier the stream itself is the output, whose order must stay
     if stem is None or vit.attn_pool is not None or type(vit.head) is not nn.Linear:
         return
-    if any(type(block) is not block_type for _, block in blocks):
+    if any(_kind(block) is not block_type for _, block in blocks):
         return
-    if not all(type(b.attn) is timm.layers.Attention and b.attn.gate is None and hasattr(b.mlp, "fc1")
-               and hasattr(b.mlp, "fc2") and _norm(b.norm1) and _norm(b.norm2) for _, b in blocks):  # fmt: skip
+    if not all(_kind(b.attn) is timm.layers.Attention and getattr(b.attn, "gate", None) is None
+               and hasattr(b.mlp, "fc1") and hasattr(b.mlp, "fc2") and _norm(b.norm1) and _norm(b.norm2)
+               for _, b in blocks):  # fmt: skip
         return
     places = [*_rows(*stem)]
     for token in ("cls_token", "reg_token", "dist_token", "pos_embed"):
         if getattr(vit, token, None) is not None:
             places.append(Along(_name(path, token), 2))
-    norms = [(_name(path, "patch_embed", "norm"), vit.patch_embed.norm), (_name(path, "norm_pre"), vit.norm_pre),
-             (_name(path, "norm"), vit.norm), (_name(path, "fc_norm"), vit.fc_norm)]  # fmt: skip
+    norms = [(_name(path, part), getattr(vit, part)) for part in ("norm_pre", "norm", "fc_norm")]
+    if hasattr(vit.patch_embed, "norm"):  # timm's HybridEmbed has none
+        norms.append((_name(path, "patch_embed", "norm"), vit.patch_embed.norm))
+    if not all(_norm(norm) for _, norm in norms):
+        return
     readers = []
     for here, block in blocks:
         norms += [(_name(here, part), getattr(block, part)) for part in ("norm1", "ls1", "norm2", "ls2")]

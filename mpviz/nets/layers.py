@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from mpviz.errors import ModelError, nearest
-from mpviz.nets.roles import Matrix
+from mpviz.errors import ModelError, PatternError, nearest
+from mpviz.nets.roles import ROLES, Matrix
 from mpviz.nets.weights import Weights, open_weights, read_matrix
 
 SPLITS = ("qkv", "groups")
+FITTING = "fitting"  # instead of names: the layers whose inputs a pattern divides
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,24 @@ def infos_of(
     wanted = check_split(split)
     infos = [info for depth, matrix in enumerate(matrices) for info in _parts(_whole(matrix, depth), matrix, wanted)]
     return infos if layers is None else _selected(infos, layers)
+
+
+def named_layers(model: nn.Module, layers: Sequence[str] | str) -> list[LayerInfo]:
+    """Layers by name, or the prunable ones of a role, each once, in the order of the network.
+
+    A layer that is called like a role is meant. Raises PatternError for a role that no prunable layer has, ModelError
+    for an unknown name.
+    """
+    layers = [layers] if isinstance(layers, str) else layers
+    everything = list_layers(model)
+    called = {info.name.removesuffix(".weight") for info in everything}
+    roles = {name for name in layers if name in ROLES and name not in called}
+    by_role = {info.name for info in everything if info.role in roles and info.prunable}
+    if roles and not by_role:
+        raise PatternError(f"{type(model).__name__} has no prunable layer of the role '{min(roles)}'")
+    single = [name for name in layers if name not in roles]
+    by_name = {info.name for info in list_layers(model, single)} if single else set()
+    return [info for info in everything if info.name in by_role | by_name]
 
 
 def _whole(matrix: Matrix, depth: int) -> LayerInfo:

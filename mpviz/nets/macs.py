@@ -26,7 +26,7 @@ from mpviz.errors import BudgetError, ModelError, PatternError, nearest
 from mpviz.nets.architectures import ARCHITECTURES, MLP
 from mpviz.nets.forward import Masks, masked_parameters
 from mpviz.nets.kn_pattern import KN
-from mpviz.nets.layers import LayerInfo, list_layers
+from mpviz.nets.layers import FITTING, LayerInfo, list_layers, named_layers
 from mpviz.nets.roles import ROLES, role_of
 from mpviz.nets.tome import Schedule, merge_tokens, schedule_of, unmerge_tokens
 from mpviz.nets.zoo import source_of
@@ -84,10 +84,11 @@ def count_macs(
     """Count the multiply–adds of one image. The model itself is only read.
 
     input_size: (channels, height, width) or the side of a square image; the model's own when None. pattern: "k:n", on
-    the prunable layers of `list_layers`, convolutions unfolded, on those that `layers` names, or, with "fitting", on
-    those whose inputs n divides. masks: {parameter name: bool tensor}, True = kept, instead. tome: pairs of tokens
-    merged a block, as in `merge_tokens`; a model that merges already is counted as it merges. convention: "executed"
-    counts what runs; "paper" bills each MLP at the tokens that enter its block's attention, before they merge.
+    the prunable layers of `list_layers`, convolutions unfolded, on those that `layers` tells by names or roles ("mlp"),
+    or, with "fitting", on those whose inputs n divides. masks: {parameter name: bool tensor}, True = kept, instead.
+    tome: pairs of tokens merged a block, as in `merge_tokens`; a model that merges already is counted as it merges.
+    convention: "executed" counts what runs; "paper" bills each MLP at the tokens that enter its block's attention,
+    before they merge.
     Raises PatternError for a bad pattern and for layers whose inputs are no multiple of n, BudgetError for a bad
     convention or masks, ModelError for unknown layers, images the model cannot take, and tokens that cannot be merged.
 
@@ -128,9 +129,9 @@ def _kept(
             raise BudgetError("layers= names what a pattern prunes; give pattern= as well, such as '2:4'")
         return {}
     kn = KN.parse(pattern)
-    fitting = isinstance(layers, str) and layers == "fitting"
+    fitting = layers in (FITTING, [FITTING])
     chosen = (
-        list_layers(model, layers)
+        named_layers(model, layers)
         if layers is not None and not fitting
         else [info for info in infos.values() if info.prunable and not (fitting and info.cols % kn.n)]
     )

@@ -31,8 +31,9 @@ class Projected:
     when groups are formed (see `mpviz.prune.pattern.layout`); none where the order is the layer's own. tome: pairs of
     tokens merged in each block. cost: one row a layer: role, rows, cols, groups, cost (mean squared contribution of
     what is removed to the outputs, summed over rows and groups), left (of it, after a repair), power (Σ w² E h², what
-    removing all of it would cost if inputs were uncorrelated), share (left / power), exact, restored and dropped
-    (entries kept, removed against the source masks), order (the rule it came from), permuted (cost of the scores
+    removing all of it would cost if inputs were uncorrelated), share (left / power), exact (proved: no masks of the
+    pattern cost less, the prior included; False for other criteria and with damping), restored and dropped (entries
+    kept, removed against the source masks), order (the rule it came from), permuted (cost of the scores
     relative to the old order), why (a layer stayed dense).
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,15 +56,26 @@ class Plan:
         for what, name, known in named:
             if name not in known:
                 raise PatternError(f"unknown {what} '{name}'; {nearest(str(name), known)}")
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise PatternError(f"alpha_ser is a strength of at least 0; got {self.alpha}")
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise PatternError(f"damping is a share of the mean input power, at least 0; got {self.damping}")
+        if not _at_least_0(self.alpha):
+            raise PatternError(f"alpha_ser is a strength of at least 0; got {self.alpha!r}")
+        if not _at_least_0(self.damping):
+            raise PatternError(f"damping is a share of the mean input power, at least 0; got {self.damping!r}")
+        if not (_is_number(self.seed, numbers.Integral) and self.seed >= 0):
+            raise PatternError(f"seed is a whole number, at least 0; got {self.seed!r}")
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome beside networks and images, for `Projected.settings`."""
         names = ("criterion", "damping", "permute", "foldable", "repair", "renew", "prior", "method", "seed")
         return {name: getattr(self, name) for name in names} | {"alpha_ser": self.alpha}
+
+
+def _is_number(value: object, kind: type) -> bool:
+    """Whether it is one, of Python or of numpy; settings come from notebooks, whatever their types say."""
+    return isinstance(value, kind)
+
+
+def _at_least_0(value: float) -> bool:
+    return _is_number(value, numbers.Real) and math.isfinite(value) and value >= 0
 
 
 class Told:
@@ -157,7 +169,7 @@ class Job:
         return chosen
 
     def _search(self, cells: Tensor, blocks: Tensor, penalty: Tensor | None, method: str) -> Found:
-        """The masks by the criterion, and what they cost under the whole covariance."""
+        """The masks by the criterion, what they cost under the whole covariance, and whether that is proved least."""
         plan, seen = self.plan, blocks.to(cells.device)
         if plan.criterion == "wanda":
             seen = torch.diag_embed(seen.diagonal(dim1=1, dim2=2))
@@ -167,8 +179,10 @@ class Job:
             power = seen.diagonal(dim1=1, dim2=2).mean()
             seen = seen + plan.damping * power * torch.eye(plan.pattern.n, dtype=seen.dtype, device=seen.device)
         found = search(cells, seen, plan.pattern, penalty, method, plan.memory, plan.threads, plan.cancelled)
-        literal = plan.criterion == "cast" and not plan.damping
-        return found if literal else replace(found, cost=change(cells * ~found.masks, blocks))
+        if plan.criterion == "cast" and not plan.damping:
+            return found
+        # what was proved to be least is another cost than the one that is told
+        return replace(found, cost=change(cells * ~found.masks, blocks), exact=False)
 
     def _choose(self, name: str, where: Layout, moments: BlockMoments, at: int, candidates: int) -> Chosen:
         weight, kept = self.values[name], self.kept.get(name)

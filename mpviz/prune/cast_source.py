@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from mpviz.errors import BudgetError, PatternError
 from mpviz.nets.forward import masked_parameters
 from mpviz.nets.kn_pattern import KN
-from mpviz.nets.layers import LayerInfo, list_layers, weight_of
-from mpviz.nets.roles import ROLES
+from mpviz.nets.layers import FITTING, LayerInfo, list_layers, named_layers, weight_of
 from mpviz.prune.pattern import units
-
-FITTING = "fitting"
 
 
 def chosen_layers(
@@ -31,7 +28,7 @@ def chosen_layers(
     if fitting or layers is None:
         infos = [info for info in list_layers(model) if info.prunable]
     else:
-        infos = _named(model, [layers] if isinstance(layers, str) else layers)
+        infos = named_layers(model, layers)
     wrong = [info for info in infos if not info.prunable]
     if wrong:
         raise PatternError(f"{wrong[0].name} cannot be projected: {wrong[0].why}")
@@ -49,19 +46,6 @@ def chosen_layers(
     rows = [{"layer": info.name, "role": info.role, "rows": info.rows, "cols": info.cols,
              "why": f"{widths[info.name]} inputs, no multiple of {pattern.n}"} for info in misfits]  # fmt: skip
     return chosen, rows
-
-
-def _named(model: nn.Module, layers: Sequence[str]) -> list[LayerInfo]:
-    """Layers by name or role, each once, in the order of the network. A layer that is called like a role is meant."""
-    everything = list_layers(model)
-    called = {info.name.removesuffix(".weight") for info in everything}
-    roles = {name for name in layers if name in ROLES and name not in called}
-    by_role = {info.name for info in everything if info.role in roles and info.prunable}
-    if roles and not by_role:
-        raise PatternError(f"{type(model).__name__} has no prunable layer of the role '{min(roles)}'")
-    single = [name for name in layers if name not in roles]
-    by_name = {info.name for info in list_layers(model, single)} if single else set()
-    return [info for info in everything if info.name in by_role | by_name]
 
 
 def source_masks_of(model: nn.Module, source: str | nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -11,7 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mpviz.errors import PatternError
 from mpviz.nets.channels import Site, along, channel_sites, reordered
+from mpviz.nets.forward import masked_parameters
 from mpviz.nets.kn_pattern import KN
 from mpviz.prune.pattern import check_legal, units
 
@@ -65,9 +67,14 @@ def fold_permutations(
     `channel_sites`), when layers that read the same channels want different orders, when it leaves a head of an
     attention, or when it tears the channels of a flattened kernel apart; the table says which. Exact in real numbers,
     in floating point up to the order of sums. The model is left as it is.
-    Raises PatternError when masks and permutations do not keep the pattern.
+    Raises BudgetError for masks that do not fit the model; PatternError for a permutation without its mask, and when
+    masks and permutations do not keep the pattern.
     """
     kn = KN.parse(pattern)
+    masked_parameters(model, masks)  # raises for the masks of another network
+    for name in permutations:
+        if name not in masks:
+            raise PatternError(f"the order of '{name}' has no mask; give masks and permutations of one projection")
     for name, mask in masks.items():
         check_legal(name, mask, kn, conv, permutations.get(name))
     rows: list[dict[str, Any]] = []

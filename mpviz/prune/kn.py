@@ -23,21 +23,22 @@ from mpviz.nets.kn_pattern import KN
 from mpviz.prune.kn_cuda import cupy_or_none, search_on_gpu
 from mpviz.prune.kn_local import local_search, removal_cost, smallest_diagonal, swapped
 
-MEMORY = 512 * 2**20  # bytes of work space
+MEMORY = 448 * 2**20  # bytes of work space
 METHODS = ("exact", "local")
 ENGINES = ("auto", "torch", "cupy")
 EXACT = 16  # inputs of a group up to which "auto" is exact
 _ENUMERATE = 1000  # patterns up to which all are scored at once
 _CELLS = 256  # of a chunk on a CPU: its tables stay in the cache
 _SCORES = 2**20  # numbers that are held at a time
-_TIE = 1e-12  # of the mean input power: equal costs are settled by the size of the weights
+_TIE = 1e-12  # of a group's mean input power: equal costs are settled by the size of the weights
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
     """masks: Bool["rows groups n"], True = kept. cost: Float64["rows groups"], rᵀCr of what goes, without penalty.
 
-    exact: whether no pattern of any cell costs less (up to rounding of float64), or a local search came to rest.
+    exact: whether no pattern of any cell costs less, its penalties included (up to rounding of float64, and 1e-12 of
+    the group's mean power · Σ u², which settles ties), or a local search came to rest.
     """
 
     masks: Tensor
@@ -70,10 +71,9 @@ def search(
     rows, groups, n = values.shape
     device = values.device
     moment = covariance.to(device, torch.float64)
-    power = moment.diagonal(dim1=1, dim2=2).mean()
-    moment = moment + _TIE * power * torch.eye(n, dtype=torch.float64, device=device)
+    settling = with_ties(moment)
     if chosen == "exact" and _walks(engine, device):
-        gone = search_on_gpu(values, moment, penalty, pattern)
+        gone = search_on_gpu(values, settling, penalty, pattern)
         u = (gone * values).double()
         return Found(~gone, (torch.einsum("rga,gab->rgb", u, moment) * u).sum(dim=2), True)
     solve = _solver(pattern, chosen)
@@ -86,7 +86,7 @@ def search(
         some_groups, some_rows = part
         u = values[some_rows, some_groups].permute(1, 2, 0).double().contiguous()
         extra = None if penalty is None else penalty[some_rows, some_groups].permute(1, 2, 0).to(u).contiguous()
-        removed, price = solve(u, moment[some_groups], extra)
+        removed, price = solve(u, moment[some_groups], settling[some_groups], extra)
         masks[some_groups, some_rows] = ~removed
         cost[some_groups, some_rows] = price
 
@@ -99,6 +99,16 @@ def search(
         with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, parts))
     return Found(masks.transpose(0, 1).contiguous(), cost.T.contiguous(), chosen == "exact")
+
+
+def with_ties(moment: Tensor) -> Tensor:
+    """The covariances Float64["groups n n"] by which patterns are chosen: where equal, small values go.
+
+    Each group has its own scale, so that one of weak inputs is chosen by them too; a dead one by its values alone.
+    """
+    power = moment.diagonal(dim1=1, dim2=2).mean(dim=1)
+    power = torch.where(power > 0, power, torch.ones_like(power))
+    return moment + torch.diag_embed((_TIE * power)[:, None].expand(moment.shape[:2]))
 
 
 def _checked(values: Tensor, covariance: Tensor, pattern: KN, penalty: Tensor | None, method: str) -> str:
@@ -128,15 +138,16 @@ def _walks(engine: str, device: torch.device) -> bool:
     return there and engine != "torch"
 
 
-_Solve = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+_Solve = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def _solver(pattern: KN, method: str) -> _Solve:
-    """From values Float64["groups n rows"], moments Float64["groups n n"] and penalties like the values to what goes,
-    Bool["groups rows n"], and its cost Float64["groups rows"].
+    """From values Float64["groups n rows"], moments Float64["groups n n"], the same with what settles ties, and
+    penalties like the values to what goes, Bool["groups rows n"], and its cost Float64["groups rows"] by the moments
+    alone.
     """
     if pattern.removed == 0:
-        return lambda u, c, _: (u.transpose(1, 2) != u.transpose(1, 2), torch.zeros_like(u[:, 0]))
+        return lambda u, *_: (torch.zeros_like(u.transpose(1, 2), dtype=torch.bool), torch.zeros_like(u[:, 0]))
     if method == "local":
         return _cell_by_cell(partial(local_search, removed=pattern.removed))
     if pattern.count <= _ENUMERATE:
@@ -147,13 +158,14 @@ def _solver(pattern: KN, method: str) -> _Solve:
 def _cell_by_cell(solve: Callable[[Tensor], Tensor]) -> _Solve:
     """A solver from one that takes each cell's own costs Float64["cells n n"]."""
 
-    def solved(u: Tensor, moment: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
+    def solved(u: Tensor, moment: Tensor, settling: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
         groups, n, rows = u.shape
         v = u.transpose(1, 2)
-        quadratic = (v[..., :, None] * v[..., None, :] * moment[:, None]).reshape(-1, n, n)
-        total = quadratic if extra is None else quadratic + torch.diag_embed(extra.transpose(1, 2).reshape(-1, n))
-        removed = solve(total)
-        return removed.reshape(groups, rows, n), removal_cost(quadratic, removed).reshape(groups, rows)
+        both = v[..., :, None] * v[..., None, :]
+        total = (both * settling[:, None]).reshape(-1, n, n)
+        removed = solve(total if extra is None else total + torch.diag_embed(extra.transpose(1, 2).reshape(-1, n)))
+        price = removal_cost((both * moment[:, None]).reshape(-1, n, n), removed)
+        return removed.reshape(groups, rows, n), price.reshape(groups, rows)
 
     return solved
 
@@ -199,14 +211,22 @@ def _one_thread_each() -> Iterator[None]:
 # --- few patterns: all of them, as one product over pairs ------------------------------------------------------------
 
 
-def _enumerate(u: Tensor, moment: Tensor, extra: Tensor | None, pattern: KN) -> tuple[Tensor, Tensor]:
+def _enumerate(u: Tensor, moment: Tensor, settling: Tensor, extra: Tensor | None, pattern: KN) -> tuple[Tensor, Tensor]:
     """Every pattern's cost is linear in the products u_a u_b: one small matrix a group takes them to all costs."""
     pairs, features, gone = (one.to(u.device) for one in _pair_features(pattern.k, pattern.n))
     a, b = pairs
-    costs = torch.bmm(features * moment[:, a, b][:, None], u[:, a] * u[:, b])  # groups, patterns, rows
+    costs = torch.bmm(features * settling[:, a, b][:, None], u[:, a] * u[:, b])  # groups, patterns, rows
     total = costs if extra is None else costs + torch.matmul(gone.double(), extra)
-    best = total.argmin(dim=1)
-    return gone[best], costs.gather(1, best[:, None]).squeeze(1)
+    removed = gone[total.argmin(dim=1)]
+    r = torch.where(removed.transpose(1, 2), u, 0.0).contiguous()
+    # summed one by one: the order, and so the last bit, does not depend on how many rows there are
+    price = torch.zeros_like(r[:, 0])
+    for i in range(r.shape[1]):
+        pull = r[:, i] * moment[:, i, i, None]
+        for j in range(i):
+            pull += r[:, j] * (2.0 * moment[:, i, j, None])
+        price += r[:, i] * pull
+    return removed, price
 
 
 @lru_cache(maxsize=16)

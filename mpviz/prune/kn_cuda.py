@@ -124,7 +124,8 @@ def _kernel(n: int) -> Any:
 def search_on_gpu(values: Tensor, moment: Tensor, penalty: Tensor | None, pattern: KN) -> Tensor:
     """Removed sets Bool["rows groups n"] of least cost, all on one CUDA device; needs cupy.
 
-    values, penalty: Float["rows groups n"]; moment: Float64["groups n n"]. Tensors are handed over without a copy.
+    values, penalty: Float["rows groups n"]; moment: Float64["groups n n"], with what settles ties (`kn.with_ties`).
+    Tensors are handed over without a copy.
     """
     cupy = cupy_or_none()
     rows, groups, n = values.shape

@@ -91,10 +91,10 @@ def _layers_table(cost: pd.DataFrame, theme: str) -> str:
         rows.append([
             *head, text.escape("own" if row["order"] == "none" else row["order"]), text.percent(row["share"]),
             text.significant(row["left"] / row["cost"]) if row["cost"] > 0 else "–", moved,
-            "exact" if row["exact"] else "swaps", "",
+            "proved" if row["exact"] else "–", "",
         ])  # fmt: skip
     columns = ("layer", "role", "shape", "order", "cost, of Σ w² E h²", "left by the repair", "restored / dropped",
-               "search", "stays dense because")  # fmt: skip
+               "least cost", "stays dense because")  # fmt: skip
     return tables.html_table(columns, rows, theme)
 
 

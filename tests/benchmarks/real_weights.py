@@ -4,12 +4,13 @@ EfficientNet-Lite0 (ImageNet) and a ViT-S/14 (DINOv2 architecture, no classifier
 `pretrained`); 20 labelled ImageNet photographs come with foolbox (``pip install --no-deps foolbox==3.3.4``). These 20
 only judge. Calibration: 64 crops of the two photographs that scikit-learn brings, drawn by a seed. Nothing is trained.
 Written to data/benchmarks/real-weights.json: top-1 and agreement with the dense network's choice of 20, correlation of
-logits, cosine of features, mean over the photographs.
+logits, cosine of features, mean over the photographs. Rows that are there are not run again.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,17 @@ from mpviz.prune.cast import project
 
 NAME = "real-weights"
 PATTERNS = ("2:4", "4:8", "8:16")
-ARMS = (  # criterion, order, repair, damping
-    ("magnitude", "none", False, 0.0), ("wanda", "none", False, 0.0), ("cast", "none", False, 0.0),
-    ("cast", "interleave", False, 0.0), ("cast", "best", False, 0.0), ("cast", "best", False, 1.0),
-    ("cast", "best", True, 0.0), ("cast", "best", True, 1.0),
+ARMS = (  # criterion, order, repair, damping, renew
+    ("magnitude", "none", False, 0.0, False), ("wanda", "none", False, 0.0, False),
+    ("cast", "none", False, 0.0, False), ("cast", "interleave", False, 0.0, False),
+    ("cast", "best", False, 0.0, False), ("cast", "best", False, 1.0, False),
+    ("cast", "best", True, 0.0, False), ("cast", "best", True, 1.0, False),
 )  # fmt: skip
+RENEWED = (
+    ("magnitude", "none", False, 0.0, True), ("wanda", "none", False, 0.0, True), ("cast", "none", False, 0.0, True),
+    ("cast", "best", False, 0.0, True), ("cast", "best", True, 0.0, True), ("cast", "best", True, 1.0, True),
+)  # fmt: skip
+KEY = ("network", "pattern", "criterion", "order", "repair", "damping", "renew")
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -94,23 +101,29 @@ def agreement(dense: Tensor, found: Tensor, labels: Tensor | None) -> dict[str, 
 
 
 def measure(
-    name: str, size: int, scale: tuple[Any, Any], patterns: tuple[str, ...] = PATTERNS, arms: Any = ARMS, **options: Any
-) -> list[dict[str, Any]]:
-    """All arms of one network."""
+    name: str, size: int, scale: tuple[Any, Any], patterns: tuple[str, ...] = PATTERNS, arms: Any = ARMS,
+    known: Any = (), **options: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """All arms of one network. known: rows that are taken as they are."""
     model, (images, labels), inputs = mp.load_model(name, **options), photos(size, scale), crops(size, scale)
     dense = answers(model, images)
     truth = labels if dense.shape[1] == 1000 else None
     rows: list[dict[str, Any]] = [{"network": name, "pattern": "dense", **agreement(dense, dense, truth)}]
+    done = {tuple(row.get(part) for part in KEY): row for row in known}
     for pattern in patterns:
-        for criterion, order, repair, damping in arms:
+        for arm in arms:
+            if (name, pattern, *arm) in done:
+                rows.append(done[name, pattern, *arm])
+                continue
+            criterion, order, repair, damping, renew = arm
             found = project(
                 model, pattern, inputs, criterion=criterion, permute=order, repair=repair, damping=damping,
-                layers="fitting",
+                renew=renew, layers="fitting",
             )  # fmt: skip
             left = [str(layer) for layer in found.cost.index[found.cost["why"] != ""]]
             rows.append({
                 "network": name, "pattern": pattern, "criterion": criterion, "order": order, "repair": repair,
-                "damping": damping,
+                "damping": damping, "renew": renew,
                 **agreement(dense, answers(found.model, images), truth), "layers": len(found.masks),
                 "left_dense": len(left), "share": float(found.cost["left"].sum() / found.cost["power"].sum()),
             })  # fmt: skip
@@ -122,7 +135,10 @@ def main() -> None:
     import record
 
     torch.set_num_threads(1)
-    rows = measure("efficientnet-lite0", 224, HALF) + measure("dinov2-vit-s14", 224, IMAGENET, img_size=224)
+    path = record.FOLDER / f"{NAME}.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = measure("efficientnet-lite0", 224, HALF, arms=ARMS + RENEWED, known=known)
+    rows += measure("dinov2-vit-s14", 224, IMAGENET, known=known, img_size=224)
     record.write(NAME, "python tests/benchmarks/real_weights.py", {"photographs": 20, "calibration": 64, "rows": rows})
 
 

@@ -98,6 +98,21 @@ def test_what_is_refused() -> None:
         second_moments(net.train(), x)
 
 
+def test_what_is_neither_images_nor_a_split_is_a_sentence() -> None:
+    net, x = Tokens().eval(), torch.randn(4, 2, 7, 6)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x))
+    for given, what in (
+        (x.numpy(), "an object of type ndarray"), ([x], "an object of type list"), ((x, x), "an object of type tuple"),
+        ("digits", "an object of type str"), (loader, "an object of type DataLoader"), (None, "type NoneType"),
+        (torch.tensor(1.0), "a tensor of float32 of shape ()"), (x.long(), "a tensor of int64 of shape (4, 2, 7, 6)"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=r"are a split, such as data\.calibration, or a float tensor") as caught:
+            second_moments(net, given)  # type: ignore[arg-type]
+        assert str(caught.value).endswith(what) and "\n" not in str(caught.value)
+    flat = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    assert second_moments(flat, torch.randn(6, 5), ["1.weight"])["1.weight"].count == 6  # networks of plain vectors
+
+
 def test_a_split_is_drawn_by_its_seed() -> None:
     net, split = mp.load_model("fashion-mlp"), mp.load_data("fashion-mnist").calibration
     one, same, other = (second_moments(net, split, n=16, seed=seed)["features.fc1.weight"].gram for seed in (0, 0, 1))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mpviz as mp
 from mpviz.errors import ModelError
 from mpviz.nets.channels import channel_sites, reordered
+from mpviz.nets.tome import merge_tokens, unmerge_tokens
 
 CASES: list[tuple[str, tuple[int, ...], dict[str, Any], int]] = [  # name, image, options, sites at least
     ("fashion-mlp", (1, 28, 28), {}, 2),
@@ -26,7 +27,10 @@ CASES: list[tuple[str, tuple[int, ...], dict[str, Any], int]] = [  # name, image
         4,
     ),  # no head: its stream is the output
     ("vit_base_patch16_siglip_224", (3, 32, 32), {"depth": 1, "img_size": 32, "embed_dim": 192, "num_heads": 3}, 3),
+    ("vit_tiny_patch16_224", (3, 32, 32), {"depth": 1, "img_size": 32, "pre_norm": True}, 3),  # norm before its blocks
+    ("vit_tiny_r_s16_p8_224", (3, 64, 64), {"depth": 2, "img_size": 64}, 5),  # patches of a convolutional network
     ("resnet18", (3, 48, 48), {}, 12),
+    ("resnet18", (3, 48, 48), {"global_pool": "catavgmax"}, 11),
     ("resnet26d", (3, 48, 48), {}, 18),
     ("convnextv2_atto", (3, 32, 32), {}, 12),
     ("swin_tiny_patch4_window7_224", (3, 224, 224), {"depths": (1, 1, 1, 1)}, 4),
@@ -89,6 +93,41 @@ def test_a_site_without_one_of_its_places_would_be_wrong() -> None:
         for i in range(len(site.places)):
             less = replace(site, places=(*site.places[:i], *site.places[i + 1 :]))
             assert (reordered(model, [(less, order)])(x) - expected).abs().max() > 1e-6
+
+
+def test_a_network_that_merges_tokens_has_the_sites_that_it_has_without() -> None:
+    model = asymmetric("vit_tiny_patch16_224", {"depth": 3, "img_size": 32, "patch_size": 8})
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    sites = channel_sites(model)
+    assert len(sites) == 7
+    with torch.no_grad():
+        plain = model(x)
+        assert channel_sites(merge_tokens(model, 2)) == sites
+        expected = model(x)
+        scale = expected.abs().max()
+        assert (expected - plain).abs().max() > 1e-6 * scale  # tokens did merge
+        orders = [(site, shuffled(site.size, site.blocks, i)) for i, site in enumerate(sites)]
+        for some in (*([one] for one in orders), orders):
+            assert (reordered(model, some)(x) - expected).abs().max() < 1e-12 * scale
+    assert channel_sites(unmerge_tokens(model)) == sites
+
+
+def test_a_head_that_reads_the_stream_more_than_once_has_no_site() -> None:
+    plain, twice = (
+        channel_sites(mp.load_model("resnet18", pretrained=False, global_pool=pool)) for pool in ("avg", "catavgmax")
+    )
+    assert [site for site in plain if "fc.weight" not in site.readers] == twice and len(twice) == len(plain) - 1
+    vit = mp.load_model("vit_tiny_patch16_224", pretrained=False, depth=1)
+    assert any("head.weight" in site.readers for site in channel_sites(vit))
+    vit.head = nn.Linear(2 * 192, 10)
+    assert [site.name for site in channel_sites(vit)] == ["values of blocks.0.attn", "hidden units of blocks.0.mlp"]
+
+
+def test_a_norm_of_groups_of_channels_keeps_a_stream_in_order() -> None:
+    vit = mp.load_model("vit_tiny_patch16_224", pretrained=False, depth=1)
+    assert len(channel_sites(vit)) == 3
+    vit.fc_norm = nn.GroupNorm(4, 192)
+    assert [site.name for site in channel_sites(vit)] == ["values of blocks.0.attn", "hidden units of blocks.0.mlp"]
 
 
 def test_what_has_no_rule_is_left_alone() -> None:

@@ -57,7 +57,20 @@ def test_networks_of_the_paper(name: str) -> None:
 def test_the_paper_leaves_the_convolutions_of_convnext_dense(pattern: str, reduction: float) -> None:
     model = build("convnextv2_base")
     linear = [info.name for info in list_layers(model) if info.prunable and info.kind == "Linear"]
-    assert round(100 * count_macs(model, 224, pattern, layers=linear).reduction, 2) == reduction
+    for layers in (linear, ["mlp"], "mlp"):  # by name, and by the role that these have
+        assert round(100 * count_macs(model, 224, pattern, layers=layers).reduction, 2) == reduction
+
+
+def test_roles_are_taken_as_projections_take_them() -> None:
+    vit = mp.load_model("fashion-vit", pretrained=False)
+    table = count_macs(vit, pattern="2:4", layers=["mlp", "blocks.0.attn.qkv"]).table
+    pruned = [name for name, density in table["density"].items() if density == 0.5]
+    assert pruned == [name for name in table.index if ".mlp." in name or name == "blocks.0.attn.qkv.weight"]
+    assert count_macs(vit, pattern="2:4", layers=["mlp", "attention"]).sparse == count_macs(vit, pattern="2:4").sparse
+    fitting = [count_macs(vit, pattern="2:4", layers=one).sparse for one in ("fitting", ["fitting"])]
+    assert fitting == [count_macs(vit, pattern="2:4").sparse] * 2
+    refused(vit, PatternError, "has no prunable layer of the role 'depthwise'", pattern="2:4", layers=["depthwise"])
+    refused(vit, ModelError, "unknown layer 'mpl'", pattern="2:4", layers=["mlp", "mpl"])
 
 
 # executed and by the paper's convention, per cent saved by 2:4 and r = 8

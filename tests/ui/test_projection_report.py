@@ -98,7 +98,7 @@ def test_the_layers_pay_what_the_table_says(result: ProjectionResult, html: str)
         shown = next(cells for cells in rows(html) if cells[:2] == [short, row["role"]])
         assert shown[2:5] == [f"{row['rows']} × {row['cols']}", "hungarian", text.percent(row["share"])]
         assert shown[5] == text.significant(row["left"] / row["cost"]) and row["left"] < row["cost"]
-        assert shown[6:8] == [f"{row['restored']} / {row['dropped']}", "exact"] and row["restored"] > 0
+        assert shown[6:8] == [f"{row['restored']} / {row['dropped']}", "proved"] and row["restored"] > 0
     figure = Reader(html).drawn["costs"]
     left, back = figure["data"]
     assert left["y"] == pytest.approx(100 * cost["left"] / cost["power"])
