@@ -25,6 +25,7 @@ ARMS = tuple(  # criterion, order, repair, damped, batch norms renewed
         ("cast", "none", ", norms renewed", False, False, True),
         ("cast", "best", ", reordered, norms renewed", False, False, True),
         ("cast", "best", ", reordered, repaired, norms renewed", True, False, True),
+        ("cast", "best", ", reordered, damped, repaired, norms renewed", True, True, True),
     )
 )  # fmt: skip
 

@@ -77,7 +77,7 @@ SAYS = {
         6: r"6\.833 G executed: 61\.10% less\n7\.0594 G by the paper's convention: 59\.807%[\s\S]*plotly",
         7: r"dense \d\d\.\d%, 2:4 \d\d\.\d%, trained \d\d\.\d%",
         8: r"plotly",
-        9: r"theirs, top-1[\s\S]*vit_base_patch16_224",
+        9: r"theirs, top-1[\s\S]*ViT-B/16",
     },
     "06-certificates": {
         1: r"certified \d+\.\d% ≤ unchanged \d+\.\d% \(measured\)",
