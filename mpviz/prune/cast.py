@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mpviz.errors import DataError, PatternError
-from mpviz.nets.batch_norms import batch_norms, norm_inputs, renew_batch_norms
+from mpviz.nets.batch_norms import norm_inputs, renew_batch_norms
 from mpviz.nets.calibrate import IMAGES
 from mpviz.nets.data import Split
 from mpviz.nets.kn_pattern import KN
 from mpviz.nets.tome import Schedule, merge_tokens, schedule_of, settled_schedule, unmerge_tokens
-from mpviz.prune.cast_job import Job, Plan, Tell, Told
+from mpviz.prune.cast_job import Chosen, Job, Plan, Tell, Told
 from mpviz.prune.cast_source import chosen_layers, source_masks_of, source_network, source_values
 from mpviz.prune.kn import MEMORY
 from mpviz.prune.pattern import check_legal
@@ -104,19 +104,13 @@ def project(
     infos, left_out = chosen_layers(model, plan.pattern, conv, layers)
     if calibration is None:
         raise DataError("projection looks at the inputs of each layer; give calibration=data.calibration, or images")
-    if renew:
-        batch_norms(model)  # there are some
     kept = source_masks_of(model, source, source_masks)
-    network = source_network(model, source)
-    schedule = settled_schedule(network if schedule_of(network) else model, tome)
-    network = merge_tokens(unmerge_tokens(network), schedule or 0)
+    network = _merging(model, source_network(model, source), tome)
     values = source_values(model, network, kept, list(infos), free_restoration)
     told = Told(progress)
     seen = norm_inputs(network, calibration, images, seed, cancelled=cancelled) if renew else []
     chosen, orders, rows = Job(network, infos, values, kept, plan, told).run(calibration, images)
-    with torch.no_grad():
-        for name, one in chosen.items():
-            network.get_parameter(name).copy_(one.weight)
+    _put(network, chosen)
     if renew:
         told.tell(0.99, "batch norms")
         renew_batch_norms(network, seen, norm_inputs(network, calibration, images, seed, cancelled=cancelled))
@@ -124,7 +118,23 @@ def project(
     masks = {name: one.mask for name, one in chosen.items()}
     permutations = {name: order.order for name, order in orders.items() if order.rule != "none"}
     table = pd.DataFrame([*rows, *left_out]).set_index("layer")
-    count = len(calibration) if images is None or isinstance(calibration, Tensor) else min(images, len(calibration))
-    settings = plan.settings() | {"source": "dense" if source == "dense" else "pruned", "images": count,
-                                  "free_restoration": free_restoration}  # fmt: skip
+    about = {"source": "dense" if source == "dense" else "pruned", "images": _seen(calibration, images)}
+    settings = plan.settings() | about | {"free_restoration": free_restoration}
     return Projected(network, masks, permutations, table, plan.pattern, conv, schedule_of(network), settings)
+
+
+@torch.no_grad()
+def _put(network: nn.Module, chosen: Mapping[str, Chosen]) -> None:
+    for name, one in chosen.items():
+        network.get_parameter(name).copy_(one.weight)
+
+
+def _merging(model: nn.Module, network: nn.Module, tome: Schedule) -> nn.Module:
+    """The network with the tokens merged that it, or the model, merges already, or that are asked for."""
+    schedule = settled_schedule(network if schedule_of(network) else model, tome)
+    return merge_tokens(unmerge_tokens(network), schedule or 0)
+
+
+def _seen(calibration: Tensor | Split, images: int | None) -> int:
+    """How many images of the calibration were looked at."""
+    return len(calibration) if images is None or isinstance(calibration, Tensor) else min(images, len(calibration))
