@@ -24,7 +24,7 @@ def compare_models(dense: nn.Module, pruned: nn.Module, budgets: pd.DataFrame, c
     kept = total - int(budgets["removed"].sum())
     n = len(cert)
     rows: list[tuple[str, Any, Any, str]] = [
-        (f"accuracy, {n} {cert.split} images", cert.dense_accuracy, cert.accuracy, cert.tier),
+        (f"{cert.split} accuracy, {n} images", cert.dense_accuracy, cert.accuracy, cert.tier),
         ("predictions certified unchanged", 1.0, cert.coverage, cert.tier),
         ("predictions unchanged", 1.0, cert.unchanged, cert.tier),
         ("prunable weights", total, kept, "measured"),

@@ -30,7 +30,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The batch norms that keep running statistics. Raises ModelError where there are none."""
     found = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
     if not found:
-        raise ModelError(f"{type(model).__name__} has no batch norms to measure again; leave renew off")
+        raise ModelError(f"{type(model).__name__} has no batch norms to renew; leave renew off")
     return found
 
 

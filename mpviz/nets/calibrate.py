@@ -122,10 +122,8 @@ def layer_inputs(
             run_checked(model, x[start : start + batch].to(device))
     finally:
         handle.remove()
-    found = torch.cat(parts) if parts else None
-    _check_seen(name, 0 if found is None else len(found), found is None or bool(torch.isfinite(found).all()))
-    assert found is not None
-    return found
+    _check_seen(name, len(parts), all(bool(torch.isfinite(part).all()) for part in parts))
+    return torch.cat(parts)
 
 
 def check_mode(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpviz.errors import DataError, PatternError
 from mpviz.nets.batch_norms import norm_inputs, renew_batch_norms
-from mpviz.nets.calibrate import IMAGES
+from mpviz.nets.calibrate import IMAGES, drawn
 from mpviz.nets.data import Split
 from mpviz.nets.kn_pattern import KN
 from mpviz.nets.tome import Schedule, merge_tokens, schedule_of, settled_schedule, unmerge_tokens
@@ -105,20 +105,20 @@ def project(
     if calibration is None:
         raise DataError("projection looks at the inputs of each layer; give calibration=data.calibration, or images")
     kept = source_masks_of(model, source, source_masks)
-    network = _merging(model, source_network(model, source), tome)
+    network, seen = _merging(model, source_network(model, source), tome), drawn(calibration, images, seed)
     values = source_values(model, network, kept, list(infos), free_restoration)
     told = Told(progress)
-    seen = norm_inputs(network, calibration, images, seed, cancelled=cancelled) if renew else []
-    chosen, orders, rows = Job(network, infos, values, kept, plan, told).run(calibration, images)
+    before = norm_inputs(network, seen, cancelled=cancelled) if renew else []
+    chosen, orders, rows = Job(network, infos, values, kept, plan, told).run(seen)
     _put(network, chosen)
     if renew:
         told.tell(0.99, "batch norms")
-        renew_batch_norms(network, seen, norm_inputs(network, calibration, images, seed, cancelled=cancelled))
+        renew_batch_norms(network, before, norm_inputs(network, seen, cancelled=cancelled))
     told.tell(1.0, "done")
     masks = {name: one.mask for name, one in chosen.items()}
     permutations = {name: order.order for name, order in orders.items() if order.rule != "none"}
     table = pd.DataFrame([*rows, *left_out]).set_index("layer")
-    about = {"source": "dense" if source == "dense" else "pruned", "images": _seen(calibration, images)}
+    about = {"source": "dense" if source == "dense" else "pruned", "images": len(seen)}
     settings = plan.settings() | about | {"free_restoration": free_restoration}
     return Projected(network, masks, permutations, table, plan.pattern, conv, schedule_of(network), settings)
 
@@ -133,8 +133,3 @@ def _merging(model: nn.Module, network: nn.Module, tome: Schedule) -> nn.Module:
     """The network with the tokens merged that it, or the model, merges already, or that are asked for."""
     schedule = settled_schedule(network if schedule_of(network) else model, tome)
     return merge_tokens(unmerge_tokens(network), schedule or 0)
-
-
-def _seen(calibration: Tensor | Split, images: int | None) -> int:
-    """How many images of the calibration were looked at."""
-    return len(calibration) if images is None or isinstance(calibration, Tensor) else min(images, len(calibration))

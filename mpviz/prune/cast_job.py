@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mpviz.errors import PatternError, nearest
 from mpviz.nets.calibrate import BlockMoments, block_moments
-from mpviz.nets.data import Split
 from mpviz.nets.kn_pattern import KN
 from mpviz.nets.layers import LayerInfo
 from mpviz.prune.kn import Found, search
@@ -60,7 +59,7 @@ class Plan:
             raise PatternError(f"alpha_ser is a strength of at least 0; got {self.alpha!r}")
         if not _at_least_0(self.damping):
             raise PatternError(f"damping is a share of the mean input power, at least 0; got {self.damping!r}")
-        if not (_is_number(self.seed, numbers.Integral) and self.seed >= 0):
+        if not _at_least_0(self.seed, numbers.Integral):
             raise PatternError(f"seed is a whole number, at least 0; got {self.seed!r}")
 
     def settings(self) -> dict[str, Any]:
@@ -69,13 +68,9 @@ class Plan:
         return {name: getattr(self, name) for name in names} | {"alpha_ser": self.alpha}
 
 
-def _is_number(value: object, kind: type) -> bool:
-    """Whether it is one, of Python or of numpy; settings come from notebooks, whatever their types say."""
-    return isinstance(value, kind)
-
-
-def _at_least_0(value: float) -> bool:
-    return _is_number(value, numbers.Real) and math.isfinite(value) and value >= 0
+def _at_least_0(value: Any, kind: Any = numbers.Real) -> bool:
+    """Of Python or of numpy; settings come from notebooks, whatever their types say."""
+    return isinstance(value, kind) and math.isfinite(value) and value >= 0
 
 
 class Told:
@@ -109,17 +104,15 @@ class Job:
     plan: Plan
     told: Told
 
-    def run(
-        self, calibration: Tensor | Split, images: int | None
-    ) -> tuple[dict[str, Chosen], dict[str, Order], list[dict[str, Any]]]:
+    def run(self, images: Tensor) -> tuple[dict[str, Chosen], dict[str, Order], list[dict[str, Any]]]:
         """What is chosen, orders and rows of the table. One pass over the images, one more where orders are sought."""
         plan, told = self.plan, self.told
-        streamed: dict[str, Any] = {"n": images, "seed": plan.seed, "cancelled": plan.cancelled}
+        streamed: dict[str, Any] = {"cancelled": plan.cancelled}
         open_: list[Choice] = []
         if plan.permute != "none":
             alone = {name: torch.empty(0, 1, dtype=torch.int64) for name in self.infos}
             tell = told.part(0.0, 0.2, "calibration")
-            moments = block_moments(self.network, calibration, alone, progress=tell, **streamed)
+            moments = block_moments(self.network, images, alone, progress=tell, **streamed)
             tell = told.part(0.2, 0.4, "order of inputs")
             open_ = choices(
                 self.network, self.values, moments, plan.permute, plan.pattern, plan.conv, plan.foldable,
@@ -128,7 +121,7 @@ class Job:
         layouts = self._layouts(open_)
         columns = {name: torch.cat([one.columns for one in some]) for name, some in layouts.items()}
         tell = told.part(0.4, 0.6, "calibration")
-        found = block_moments(self.network, calibration, columns, progress=tell, **streamed)
+        found = block_moments(self.network, images, columns, progress=tell, **streamed)
         settled = self._settle(open_, layouts, found)
         chosen, orders, rows = {}, {}, []
         for i, (name, info) in enumerate(self.infos.items()):

@@ -23,6 +23,7 @@ from mpviz.nets.data import Split
 from mpviz.nets.layers import weight_of
 from mpviz.nets.tome import merging
 from mpviz.prune.cast import Projected
+from mpviz.prune.kn import EXACT
 from mpviz.prune.pattern import Layout, layout
 
 
@@ -52,11 +53,13 @@ def rescore(
 
     model: the network that was projected, with its dense weights. steps: rows that are taken up in each layer.
     patterns: how many of a group's patterns are tried, those of least squared cost first. Raises PatternError for a
-    projection that was repaired, whose weights are no longer those of the model, or pruned from another source; the
-    errors of `block_moments`; Cancelled.
+    projection that was repaired, whose weights are no longer those of the model, or pruned from another source, and
+    for n > 16; the errors of `block_moments`; Cancelled.
     """
     if projected.settings.get("repair") or projected.settings.get("source") != "dense":
         raise PatternError("only plain projections of a dense model are scored again; leave repair and source alone")
+    if projected.pattern.n > EXACT:
+        raise PatternError(f"{projected.pattern} has too many patterns to try; score projections of n ≤ {EXACT} again")
     network, masks, rows = copy.deepcopy(projected.model), dict(projected.masks), []
     for name, mask in projected.masks.items():
         if cancelled is not None and cancelled():

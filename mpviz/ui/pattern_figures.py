@@ -118,7 +118,7 @@ def patterns_figure(
     """Cost (left) and accuracy (right) by pattern, one mark an arm, means over seeds with ± one standard deviation.
 
     cells: of data/benchmarks/structured-grid.json. epochs: of distillation, 0 for none. tome: pairs of tokens merged a
-    block. renew: whether batch norms were measured again. All measured on the test images; the cost on calibration
+    block. renew: whether batch norms were renewed. All measured on the test images; the cost on calibration
     images. Raises DataError when there are none.
     """
     missing = [name for name in CELLS if name not in cells.columns]

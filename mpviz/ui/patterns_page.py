@@ -71,7 +71,7 @@ def _page(network: str, pattern: str, order: str, layer: str, layers: tuple[str,
     here = cells[cells["network"] == network]
     for epochs, tome, renew in sorted(set(here[["epochs", "tome", "renew"]].itertuples(index=False, name=None))):
         words = [f"{epochs} epochs of distillation" if epochs else "no training"]
-        words += [f"{tome} pairs merged a block"] * bool(tome) + ["batch norms measured again"] * bool(renew)
+        words += [f"{tome} pairs merged a block"] * bool(tome) + ["batch norms renewed"] * bool(renew)
         drawn["choices"].append(", ".join(words))
         drawn["grids"].append(patterns_figure(cells, network, theme, epochs, tome, renew))
     asked = {"network": network, "pattern": pattern, "order": order, "layer": layer, "theme": theme}

@@ -7,31 +7,21 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mpviz.ui.pattern_figures import arm_name
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "data" / "benchmarks"
-ARMS = tuple(  # criterion, order, repair, damped, batch norms renewed
-    ({"cast": "CAST", "wanda": "Wanda"}.get(criterion, criterion) + words, criterion, order, *rest)
-    for criterion, order, words, *rest in (
-        ("magnitude", "none", "", False, False, False), ("magnitude", "best", ", reordered", False, False, False),
-        ("wanda", "none", "", False, False, False), ("wanda", "best", ", reordered", False, False, False),
-        ("cast", "none", "", False, False, False), ("cast", "interleave", ", interleaved", False, False, False),
-        ("cast", "best", ", reordered", False, False, False),
-        ("cast", "best", ", reordered, damped", False, True, False),
-        ("cast", "best", ", reordered, repaired", True, False, False),
-        ("cast", "best", ", reordered, damped, repaired", True, True, False),
-        ("magnitude", "none", ", norms renewed", False, False, True),
-        ("magnitude", "best", ", reordered, norms renewed", False, False, True),
-        ("wanda", "none", ", norms renewed", False, False, True),
-        ("wanda", "best", ", reordered, norms renewed", False, False, True),
-        ("cast", "none", ", norms renewed", False, False, True),
-        ("cast", "best", ", reordered, norms renewed", False, False, True),
-        ("cast", "best", ", reordered, repaired, norms renewed", True, False, True),
-        ("cast", "best", ", reordered, damped, repaired, norms renewed", True, True, True),
-    )
+ARMS = (
+    "magnitude", "magnitude, reordered", "Wanda", "Wanda, reordered", "CAST", "CAST, interleaved", "CAST, reordered",
+    "CAST, reordered, damped", "CAST, reordered, repaired", "CAST, reordered, damped, repaired",
+    "magnitude, norms renewed", "magnitude, reordered, norms renewed", "Wanda, norms renewed",
+    "Wanda, reordered, norms renewed", "CAST, norms renewed", "CAST, reordered, norms renewed",
+    "CAST, reordered, repaired, norms renewed", "CAST, reordered, damped, repaired, norms renewed",
 )  # fmt: skip
 
 
-def arm_of(cell: dict[str, Any]) -> list[Any]:
-    return [cell["criterion"], cell["order"], cell["repair"], bool(cell.get("damping")), bool(cell.get("renew"))]
+def arm_of(cell: dict[str, Any]) -> str:
+    """The arm of a cell, merged tokens aside."""
+    return arm_name(cell | {"tome": 0})
 
 
 def record(name: str) -> dict[str, Any]:
@@ -53,13 +43,13 @@ def patterns_table() -> str:
     heads = [pattern if not epochs else f"{pattern}, {epochs} epochs" for pattern, epochs in columns]
     lines = [f"| accuracy % | {' | '.join(heads)} |", "| --- " * (len(columns) + 1) + "|"]
     for network in dict.fromkeys(cell["network"] for cell in cells):
-        for name, *arm in ARMS:
+        for arm in ARMS:
             same = [cell for cell in cells if cell["network"] == network and arm_of(cell) == arm]
             if not same:
                 continue
             found = [[cell["accuracy"] for cell in same if (cell["pattern"], cell["epochs"]) == column]
                      for column in columns]  # fmt: skip
-            lines.append(f"| {network}, {name} | {' | '.join(shown(values) for values in found)} |")
+            lines.append(f"| {network}, {arm} | {' | '.join(shown(values) for values in found)} |")
     return "\n".join(lines)
 
 
@@ -70,14 +60,14 @@ def merged_table() -> str:
     columns = [("2:4", 0), ("8:16", 0), ("2:4", 3), ("8:16", 3)]
     heads = [pattern if not epochs else f"{pattern}, {epochs} epochs" for pattern, epochs in columns]
     lines = [f"| fashion-vit, accuracy % | merged a block | MACs saved % | {' | '.join(heads)} |", "| --- " * 7 + "|"]
-    for name, *arm in (ARMS[0], ARMS[4], ARMS[6]):
+    for arm in ("magnitude", "CAST", "CAST, reordered"):
         for tome in merges:
             same = [cell for cell in cells if arm_of(cell) == arm and cell["tome"] == tome]
             saved = {round(100 * cell["mac_reduction"], 1) for cell in same if cell["pattern"] == "2:4"}
             found = [[cell["accuracy"] for cell in same if (cell["pattern"], cell["epochs"]) == column]
                      for column in columns]  # fmt: skip
             values = " | ".join(shown(one) for one in found)
-            lines.append(f"| {name} | {tome or 'none'} | {max(saved):.1f} | {values} |")
+            lines.append(f"| {arm} | {tome or 'none'} | {max(saved):.1f} | {values} |")
     return "\n".join(lines)
 
 
@@ -109,7 +99,7 @@ def real_table() -> str:
     head = ("no training", "EfficientNet-Lite0: top-1 of 20 at 2:4 / 4:8 / 8:16", "correlation of logits",
             "ViT-S/14: cosine of features at 2:4 / 4:8 / 8:16")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for name, *arm in ARMS:
+    for arm in ARMS:
         some = [row for row in rows if row["pattern"] != "dense" and arm_of(row) == arm]
         if not some:
             continue
@@ -117,5 +107,5 @@ def real_table() -> str:
         vit = [row for row in some if row["network"] == "dinov2-vit-s14"]
         cells = [[str(row["top1"]) for row in net], [f"{row['correlation']:.2f}" for row in net],
                  [f"{row['cosine']:.3f}" for row in vit]]  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(' / '.join(values) for values in cells)} |")
+        lines.append(f"| {arm} | {' | '.join(' / '.join(values) for values in cells)} |")
     return "\n".join(lines)

@@ -7,8 +7,8 @@ is all that is random (magnitude without permutation looks at none). --distil: 2
 bundled 10 000 training images with the dense network as teacher, AdamW at 1e-3 (which the recovery grid found best for
 the ViT and the ResNet, from training images), batch 64, flips and shifts; seeds set the calibration images and the
 order of the training images. All 10 000 test images only measure. "best" is our choice of order, "interleave" the
-paper's; repair lets kept entries take over what went; damping is that of `mp.project`; renew measures batch norms
-again on the same images. Cells are kept in data/benchmarks/structured-grid.json as soon as they are done, and not run
+paper's; repair lets kept entries take over what went; damping is that of `mp.project`; renew tells the
+batch norms what changed. Cells are kept in data/benchmarks/structured-grid.json as soon as they are done, and not run
 again.
 """
 

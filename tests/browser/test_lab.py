@@ -209,7 +209,7 @@ def test_the_table_sorts_selects_and_gives_itself_away(view: View) -> None:
     head.locator("button").first.click()
     assert head.get_attribute("aria-sort") == "descending"
     assert rows.locator("th").all_inner_texts() == ["head", "features.fc2", "features.fc1"]
-    rows.nth(1).click()
+    rows.nth(1).locator("th").click()  # the middle of a row may be its lock
     assert eventually(lambda: "fc2" in view.layout(SPECTRUM)["title"]["text"], view.page)
     view.page.keyboard.press("ArrowDown")
     view.page.keyboard.press("Enter")

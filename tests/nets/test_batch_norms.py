@@ -128,9 +128,7 @@ def test_bad_input_leaves_the_statistics_as_they_were(net: Small) -> None:
     refused(Cancelled, "as they were", net, x, batch=5, cancelled=lambda: next(calls))
     assert (net.one.momentum, net.two.momentum) == (0.3, 0.1)
     refused(ModelError, "training mode", Small(), x)
-    refused(
-        ModelError, "Sequential has no batch norms to measure again; leave renew off", nn.Sequential(nn.Flatten()), x
-    )
+    refused(ModelError, "Sequential has no batch norms to renew; leave renew off", nn.Sequential(nn.Flatten()), x)
 
 
 def test_the_norms_of_timm_are_found() -> None:

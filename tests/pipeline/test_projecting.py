@@ -641,7 +641,7 @@ def test_what_a_projection_cannot_do_is_a_sentence_before_anything_is_loaded(
         ({"layers": ["conv"]}, PatternError, "no prunable layer of the role 'conv'"),
         ({"layers": ["features.fc3"]}, MpvizError, "unknown layer 'features.fc3'; did you mean 'features.fc"),
         ({"tome": 4}, MpvizError, "whose tokens alone can be merged"),
-        ({"renew": True}, MpvizError, "no batch norms to measure again; leave renew off"),
+        ({"renew": True}, MpvizError, "no batch norms to renew; leave renew off"),
     ],
 )
 def test_what_does_not_fit_the_network_is_a_sentence_before_its_source_is_pruned(

@@ -423,7 +423,7 @@ def test_renewed_norms_give_back_what_the_old_ones_cost() -> None:
     again = copy.deepcopy(plain)
     renew_batch_norms(again, *(norm_inputs(one, data.calibration, 64, 0) for one in (net, plain)))
     assert all(torch.equal(value, renewed.state_dict()[name]) for name, value in again.state_dict().items())
-    refused(ModelError, "no batch norms to measure again", mp.load_model("fashion-mlp"), "2:4", images, renew=True)
+    refused(ModelError, "no batch norms to renew", mp.load_model("fashion-mlp"), "2:4", images, renew=True)
 
 
 def test_settings_tell_how_many_images_were_seen(small: tuple[Small, Tensor]) -> None:

@@ -125,7 +125,7 @@ def test_the_grid_is_drawn_by_training_and_merging(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(patterns_page, "committed_cells", cells)
     _, reader, page = page_of(**MLP)
     drawn = reader.drawn
-    assert drawn["choices"] == ["no training", "no training, batch norms measured again",
+    assert drawn["choices"] == ["no training", "no training, batch norms renewed",
                                 "no training, 4 pairs merged a block", "3 epochs of distillation"]  # fmt: skip
     expected = [patterns_figure(cells(), "fashion-mlp", "light", *at)
                 for at in ((0, 0), (0, 0, True), (0, 4), (3, 0))]  # fmt: skip

@@ -211,7 +211,7 @@ def test_a_workbench_has_a_report_before_and_after_pruning(hostile):
     page = workbench_html(hostile, when=WHEN)
     after = Reader(page)
     assert text.percent(hostile.preview.coverage) in after.all("h1")
-    assert "accuracy, 500 test images" in after.all("td") and "other settings" not in page
+    assert "test accuracy, 500 images" in after.all("td") and "other settings" not in page
     hostile.sparsity = 0.7
     assert "Pruned with other settings than those of this report." in workbench_html(hostile)
     hostile.sparsity = 0.5

@@ -511,8 +511,11 @@ def test_the_table_escapes_and_tells_shares_from_counts() -> None:
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "(−0.3)" in html and "1\u202f000" in html and html.count("mp-chip") == 1
     assert "mpviz-old" not in html and "mpviz-old" in page.comparison_table(frame, "light", current=False)
-    frame = comparison(("accuracy, 10000 test images", 0.9, 0.9, "measured"))
-    assert "10\u202f000 test images" in page.comparison_table(frame, "light")
+    frame = comparison(
+        ("test accuracy, 10000 images", 0.9, 0.9, "measured"), ("certified unchanged", 1, 0.9, "measured")
+    )
+    html = page.comparison_table(frame, "light")
+    assert ">test\u00a0accuracy,<br>10\u202f000\u00a0images<" in html and ">certified unchanged<" in html
 
 
 def test_rows_of_different_tiers_each_have_their_chip() -> None:

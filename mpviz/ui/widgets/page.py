@@ -139,7 +139,7 @@ def comparison_table(comparison: pd.DataFrame | None, theme: str, current: bool 
     rows = list(comparison[["quantity", "dense", "pruned", "tier"]].itertuples(index=False, name=None))
     tiers = {str(tier) for *_, tier in rows}
     one = chip(tiers.pop(), theme) if len(tiers) == 1 else ""
-    names = [text.escape(text.spaced(str(quantity).removeprefix("predictions "))) for quantity, *_ in rows]
+    names = [_in_lines(text.spaced(str(quantity).removeprefix("predictions "))) for quantity, *_ in rows]
     chips = ["" if one else chip(str(tier), theme) for *_, tier in rows]
     heads = "".join(f"<th scope='col'>{name}{mark}</th>" for name, mark in zip(names, chips, strict=True))
     dense = "".join(f"<td>{_amount(before, before)}</td>" for _, before, _, _ in rows)
@@ -150,6 +150,12 @@ def comparison_table(comparison: pd.DataFrame | None, theme: str, current: bool 
         f"<table class='mpviz-table{old}'><thead><tr>{corner}{heads}</tr></thead><tbody>"
         f"<tr><th scope='row'>dense</th>{dense}</tr><tr><th scope='row'>pruned</th>{pruned}</tr></tbody></table>"
     )
+
+
+def _in_lines(name: str) -> str:
+    """HTML that breaks behind a comma and, if there is one, nowhere else: three lines of a wide font are too high."""
+    parts = text.escape(name).split(", ")
+    return ",<br>".join(part.replace(" ", "\u00a0") for part in parts) if len(parts) > 1 else parts[0]
 
 
 def _amount(value: float, dense: float) -> str:
