@@ -156,6 +156,7 @@ def patterns_figure(
         "yaxis": axis(theme, "cost, % of Σ w² E h²", anchor="x", rangemode="tozero"),
         "xaxis2": axis(theme, "pattern", grid=False, domain=[0.55, 1.0], anchor="y2", **ticks),
         "yaxis2": axis(theme, "accuracy, %", anchor="x2"),
+        "height": 450,  # without one a second figure in the same place has none
         "showlegend": True,
         "legend": {"orientation": "h", "x": 0, "y": 1.04, "yanchor": "bottom", "font": {"size": 11}},
         "shapes": [{"type": "line", "xref": "x2 domain", "yref": "y2", "x0": 0, "x1": 1, "y0": dense, "y1": dense,

@@ -189,7 +189,7 @@ def test_prune_finishes_and_its_files_can_be_taken_away(dashboard: Page, tmp_pat
     table = dashboard.locator("aside table")
     table.wait_for(timeout=START)
     shown = table.inner_text()
-    assert "10\u202f000 test images" in shown and "certified" in shown and "measured" in shown
+    assert "10\u202f000 images" in shown and "certified" in shown and "measured" in shown
     dashboard.locator("aside").get_by_text("pruned at 50").wait_for()
     assert re.search(r"331\s776", shown), "kept of the prunable weights"
     files = {}
@@ -315,6 +315,10 @@ def test_patterns_are_explored_on_a_page_of_their_own(dashboard: Page, address: 
         assert page.get_by_label(field, exact=True).input_value() == value
     for figure_of in ("groups", "macs", "cells"):
         assert page.locator(f"#{figure_of} .main-svg").first.is_visible()
+    page.locator("#grid").select_option(index=1)
+    page.wait_for_timeout(500)
+    box = page.locator("#cells").bounding_box()
+    assert box and box["height"] > 400, "the other grid is drawn in the same place"
     rgb = ", ".join(str(int(theme.THEMES["dark"].paper[i : i + 2], 16)) for i in (1, 3, 5))
     assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == f"rgb({rgb})"
     page.get_by_role("link", name="light colours").click()
