@@ -134,8 +134,8 @@ def elided(sentence: str, longest: int) -> str:
 def spaced(words: str) -> str:
     """Words in which whole numbers from 10 000 on get thin spaces. Not escaped.
 
-    >>> spaced("accuracy, 10000 test images of 2024")
-    'accuracy, 10\u202f000 test images of 2024'
+    >>> spaced("test accuracy, 10000 images of 2024")
+    'test accuracy, 10\u202f000 images of 2024'
     """
     return re.sub(r"(?<![\w.])\d{5,}(?![\w.])", lambda found: count(int(found[0])), words)
 

@@ -204,7 +204,7 @@ def test_run_writes_its_folder_and_prints_before_and_after(finished):
     results = json.loads((folder / "results.json").read_text())
     assert results["sparsity"] == pytest.approx(0.6, abs=1e-6) and results["samples"] == 200
     rows = {cells(line)[0]: cells(line)[1:] for line in out.splitlines()[2:-3]}
-    shown = [float(text.removesuffix("\u202f%")) for text in rows["accuracy, 200 test images"][:2]]
+    shown = [float(text.removesuffix("\u202f%")) for text in rows["test accuracy, 200 images"][:2]]
     assert shown == pytest.approx([100 * results["dense_accuracy"], 100 * results["pruned_accuracy"]], abs=0.05)
     assert float(rows["predictions certified unchanged"][1].removesuffix("\u202f%")) == pytest.approx(
         100 * results["coverage"], abs=0.05

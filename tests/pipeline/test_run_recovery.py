@@ -121,7 +121,7 @@ def test_the_report_says_both(result: RunResult) -> None:
     assert "trained again" in page and "without any training" not in page
     assert "of pruning alone, without training" in page
     rows = {row[0]: row for row in comparison_rows(result.comparison)}
-    assert len(rows["accuracy, 300 test images"]) == 6
+    assert len(rows["test accuracy, 300 images"]) == 6
     assert rows["prunable weights"][2] == rows["prunable weights"][3]
     slider = next(row for name, row in rows.items() if "slider" in name or "between" in name)
     assert slider[3] == "" == slider[4]  # nothing is said of the trained network

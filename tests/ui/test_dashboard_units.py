@@ -25,7 +25,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
-def comparison(quantity="accuracy, 10000 test images", tier="measured"):
+def comparison(quantity="test accuracy, 10000 images", tier="measured"):
     rows = [(quantity, 0.906, 0.90299, tier), ("nonzero parameters", 669706.0, 337930.0, "measured")]
     return pd.DataFrame(rows, columns=["quantity", "dense", "pruned", "tier"])
 
