@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpviz.benchmark.running import bench
     from mpviz.certificates.certify import certify
     from mpviz.errors import MpvizError
     from mpviz.grid import run_grid
@@ -61,6 +62,7 @@ __all__ = [
     "fold_permutations",
     "merged_tokens",
     "count_macs",
+    "bench",
     # files and whole plans
     "save",
     "load",
@@ -94,6 +96,7 @@ _HOMES = {
     "fold_permutations": "mpviz.prune.fold",
     "merged_tokens": "mpviz.nets.tome",
     "count_macs": "mpviz.nets.macs",
+    "bench": "mpviz.benchmark.running",
     "run": "mpviz.pipeline",
     "run_projection": "mpviz.projecting",
     "run_grid": "mpviz.grid",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mpviz.benchmark.ledger import BenchReport
     from mpviz.nets.macs import Macs
     from mpviz.paper import PaperRow
 
@@ -109,6 +110,37 @@ def paper_lines(rows: Sequence[PaperRow]) -> str:
              for one in rows]  # fmt: skip
     note = "top-1 in % and speed as printed in arXiv:2606.02608; `mpviz recipes ROW` prints a recipe"
     return f"{columns(headers, cells, left=(1, 2, 3, 4))}\n{note}"
+
+
+def bench_lines(report: BenchReport) -> str:
+    """What a benchmark measured, for a terminal: endpoints, ratios with their number types, limits, packing."""
+    from mpviz.ui import text
+
+    headers = ("batch", "merged", "endpoint", "arithmetic", "ms", "quartiles", "images/s", "off by", "")
+    rows = []
+    for one in report.table.to_dict("records"):
+        timed = not one["why"]
+        between = f"{text.significant(one['low_ms'])}–{text.significant(one['high_ms'])}" if timed else text.NONE
+        off = text.NONE if one["error"] != one["error"] else f"{one['error']:.1e}"
+        shown = [text.significant(one[name]) if timed else text.NONE for name in ("median_ms", "images_per_s")]
+        rows.append((str(one["batch"]), str(one["tome"] or "–"), one["endpoint"], one["arithmetic"], shown[0], between,
+                     shown[1], off, one["why"]))  # fmt: skip
+    packs = report.packing[report.packing["packs"]]
+    exact = int(packs["exact"].sum())
+    share = packs["bytes_packed"].sum() / packs["bytes_dense"].sum()
+    lines = [columns(headers, rows, left=(2, 3, 8)), ""]
+    for cell in report.cells:
+        arms = [arm.endpoint for arm in cell.arms if arm.timing is not None]
+        lines += [f"measured: {cell.ratio(arm, arms[0])}" for arm in arms[1:]]
+        merged = f" with {cell.tome} pairs merged" if cell.tome else ""
+        lines.append(
+            f"bound: 2:4 can make batch {cell.batch}{merged} at most {cell.limit:.2f} × faster, by multiply–adds"
+        )
+    lines += [
+        f"\nweights: {report.about['weights']}",
+        f"packing: {exact} of {len(packs)} layers come back with the same bits; {100 * share:.1f}\u202f% of the bytes",
+    ]
+    return "\n".join(lines)
 
 
 class ProgressLine:

@@ -24,7 +24,7 @@ from mpviz.errors import MpvizError
 from mpviz.recipe import BudgetPlan, CertifyPlan, ModelPlan, Recipe, parse_recipe
 
 RECIPE = Recipe(ModelPlan("fashion-mlp"), budget=BudgetPlan(0.5), certify=CertifyPlan(samples=200))
-COMMANDS = ("analyze", "compare", "run", "recipe", "recipes", "dashboard", "report")
+COMMANDS = ("analyze", "compare", "run", "recipe", "recipes", "bench", "dashboard", "report")
 
 
 @pytest.fixture

@@ -121,7 +121,8 @@ def _declared(*extras: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
     names = {Requirement(line).name.removesuffix("-cuda13x") for line in lines}
-    brings = {"ipywidgets": {"IPython", "traitlets"}, "panel": {"bokeh", "tornado"}, "timm": {"torchvision", "PIL"}}
+    brings = {"ipywidgets": {"IPython", "traitlets"}, "panel": {"bokeh", "tornado"}, "timm": {"torchvision", "PIL"},
+              "nvidia-ml-py": {"pynvml"}}  # fmt: skip
     return names.union(*(brings.get(name, set()) for name in names))
 
 
