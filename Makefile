@@ -47,6 +47,7 @@ bench: $(VENV)/.test  ## measure speeds on this machine and print them
 	$(BIN)/python tests/benchmarks/sparsity_table.py
 	$(BIN)/python tests/benchmarks/analyze_speed.py
 	$(BIN)/python tests/benchmarks/recovery_overhead.py
+	$(BIN)/python tests/benchmarks/two_four.py --networks fashion-vit fashion-resnet
 	$(BIN)/python tests/benchmarks/readme_tables.py
 
 clean:  ## remove the environment and all caches

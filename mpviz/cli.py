@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
+from mpviz.cli_bench import add_bench
 from mpviz.errors import CheckpointError, MpvizError
 from mpviz.terminal import ProgressLine, change_lines, columns, layer_lines
 
@@ -49,16 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mpviz {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (
-        _add_analyze,
-        _add_compare,
-        _add_run,
-        _add_recipe,
-        _add_recipes,
-        _add_bench,
-        _add_dashboard,
-        _add_report,
-    ):
+    before = (_add_analyze, _add_compare, _add_run, _add_recipe, _add_recipes)
+    for add in (*before, add_bench, _add_dashboard, _add_report):
         add(commands)
     return parser
 
@@ -290,54 +283,6 @@ def recipes(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from error
         print(path)
-
-
-def _add_bench(commands: Any) -> None:
-    parser = commands.add_parser("bench", help="time a network dense and 2:4, with honest baselines side by side")
-    parser.add_argument("model", metavar="MODEL", help="bundled or timm name, or a checkpoint that mpviz wrote")
-    parser.add_argument(
-        "--batches", nargs="+", type=int, metavar="N", help="images a call; default 1 8, on a GPU 64 128 256"
-    )
-    parser.add_argument("--endpoints", nargs="+", metavar="NAME", help="default: all that suit the machine")
-    parser.add_argument(
-        "--tome", nargs="+", type=int, default=[0], metavar="R", help="pairs merged a block; several compare"
-    )
-    parser.add_argument("--device", metavar="NAME", help="default cuda where there is one")
-    parser.add_argument("--image", type=int, metavar="SIDE", help="side of the images; default the model's own")
-    parser.add_argument("--rounds", type=int, default=20, help="default 20; arms take turns in each")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="keep each cell there, with all raw timings; go on there"
-    )
-    parser.add_argument("--strict", action="store_true", help="refuse weights that are not 2:4 already")
-    parser.add_argument("--random", action="store_true", help="random weights instead of trained ones")
-    parser.set_defaults(command=bench)
-
-
-def bench(arguments: argparse.Namespace) -> None:
-    """Time a network and print what was found."""
-    from mpviz.benchmark.running import bench as timed
-    from mpviz.nets.store import load
-    from mpviz.nets.zoo import load_model
-    from mpviz.terminal import bench_lines
-
-    permutations = None
-    if Path(arguments.model).is_file():
-        checkpoint = load(arguments.model)
-        model, permutations, name = checkpoint.model, checkpoint.permutations, Path(arguments.model).stem
-    else:
-        model, name = load_model(arguments.model, pretrained=not arguments.random), arguments.model
-    line = ProgressLine()
-    try:
-        report = timed(
-            model, "2:4", arguments.batches, arguments.endpoints, tome=arguments.tome, input_size=arguments.image,
-            device=arguments.device, permutations=permutations, prune=not arguments.strict, rounds=arguments.rounds,
-            out=arguments.out, name=name, progress=line.show,
-        )  # fmt: skip
-    finally:
-        line.clear()
-    print(bench_lines(report))
-    if arguments.out is not None:
-        print(f"\n{arguments.out}")
 
 
 def _add_dashboard(commands: Any) -> None:

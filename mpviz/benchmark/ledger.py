@@ -50,7 +50,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Cell:
-    """Arms that took turns in one run. limit: how many times faster 2:4 could make this network (Amdahl)."""
+    """Arms that took turns in one run.
+
+    limit: how many times faster 2:4 could make this network (Amdahl). layers: rows of `roofline` at this batch, none
+    where they were not asked for; rates: what they were compared with.
+    """
 
     model: str
     batch: int
@@ -61,6 +65,8 @@ class Cell:
     machine: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     weights: str = ""
+    layers: tuple[Mapping[str, Any], ...] = ()
+    rates: Mapping[str, Any] = field(default_factory=dict)
 
     def arm(self, endpoint: str) -> Arm:
         """The arm of an endpoint. Raises ModelError for one that is not here."""
@@ -98,7 +104,8 @@ class Cell:
         ]  # fmt: skip
         return {"format": FORMAT, "model": self.model, "batch": self.batch, "tome": self.tome,
                 "input_size": list(self.input_size), "weights": self.weights, "limit": self.limit,
-                "command": self.command, "machine": dict(self.machine), "arms": arms}  # fmt: skip
+                "command": self.command, "machine": dict(self.machine), "arms": arms,
+                "layers": [dict(one) for one in self.layers], "rates": dict(self.rates)}  # fmt: skip
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Cell:
@@ -113,7 +120,8 @@ class Cell:
                 for one in found["arms"]
             )
             return cls(found["model"], found["batch"], found["tome"], tuple(found["input_size"]), arms,
-                       found["limit"], found["machine"], found["command"], found["weights"])  # fmt: skip
+                       found["limit"], found["machine"], found["command"], found["weights"],
+                       tuple(found["layers"]), found["rates"])  # fmt: skip
         except (KeyError, TypeError, IndexError) as error:
             raise CheckpointError(f"this is no cell of a benchmark: {error!r}; run it again") from error
 
@@ -136,14 +144,18 @@ class BenchReport:
     """Cells of one network on one machine.
 
     packing: what `packable` says of each layer, with exact (packed and unpacked to the same bits) and bytes_packed.
-    layers: shapes beside their limits, what `roofline` gives; empty where it was not asked for. about: model, weights,
-    rates of the machine.
+    about: model, device, weights.
     """
 
     cells: tuple[Cell, ...]
     packing: pd.DataFrame
-    layers: pd.DataFrame
     about: Mapping[str, Any]
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """Shapes beside their limits, what `roofline` gives, with batch and tome; empty where it was not asked for."""
+        rows = [{"batch": cell.batch, "tome": cell.tome, **one} for cell in self.cells for one in cell.layers]
+        return pd.DataFrame(rows).astype({"sparse_s": float, "speedup": float} if rows else {})
 
     @property
     def table(self) -> pd.DataFrame:

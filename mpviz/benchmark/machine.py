@@ -33,10 +33,10 @@ class Rates:
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Date, hardware, driver, clocks, load of the last minute, versions and git revision, as JSON takes them."""
-    place = torch.device(device)
+    place, threads = torch.device(device), torch.get_num_threads()
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "hardware": f"{_processor()}, {os.cpu_count()} CPUs, {threads} thread{'s' if threads > 1 else ''}",
         "load": round(os.getloadavg()[0], 2),
         "versions": {
             "python": platform.python_version(),

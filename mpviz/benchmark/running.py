@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +19,13 @@ from mpviz.benchmark.endpoints import ENDPOINTS, TOLERANCE, Endpoint, build, cho
 from mpviz.benchmark.ledger import Arm, BenchReport, Cell, cell_path, read_cell, write_cell
 from mpviz.benchmark.limits import amdahl, products, roofline, winners
 from mpviz.benchmark.machine import describe, rates
-from mpviz.benchmark.packing import best_two, broken_groups, pack, packable
 from mpviz.benchmark.timing import Call, time_arms
-from mpviz.errors import ModelError, PatternError, nearest
+from mpviz.benchmark.weights import packed_layers, told, two_of_four
+from mpviz.errors import CheckpointError, ModelError, PatternError
 from mpviz.nets.forward import pruned_copy
 from mpviz.nets.kn_pattern import KN
-from mpviz.nets.layers import as_matrix, list_layers, weight_of
-from mpviz.nets.macs import Macs, count_macs
+from mpviz.nets.layers import list_layers
+from mpviz.nets.macs import count_macs
 from mpviz.nets.tome import merging, schedule_of
 from mpviz.nets.zoo import source_of
 
@@ -63,16 +65,15 @@ def bench(
     place = _place(device)
     sizes, schedules = _positive(batches if batches is not None else BATCHES[place.type]), _schedules(model, tome)
     orders = dict(permutations or {})
-    table = _packing(model, orders, prune)
+    table = packed_layers(model, orders, prune)
     names = list(table.index[table["packs"]])
     # a copy, also where nothing is pruned: tokens merge in it
-    network = pruned_copy(model, _two_of_four(model, names, orders) if prune else {})
+    network = pruned_copy(model, two_of_four(model, names, orders) if prune else {})
     plan = _Plan(
         name or _name(model), place, chosen(endpoints, place, _has_convs(model)), names, orders, rounds, warmup,
-        _weights(table), input_size, cancelled,
+        told(table), input_size, cancelled,
     )  # fmt: skip
-    about: dict[str, Any] = {"model": plan.title, "device": str(place), "weights": plan.weights}
-    shapes, cells = pd.DataFrame(), []
+    cells = []
     todo = [(merges, batch) for merges in schedules for batch in sizes]
     for i, (merges, batch) in enumerate(todo):
 
@@ -81,20 +82,14 @@ def bench(
                 progress((i + share) / len(todo), f"batch {batch}, {what}")
 
         path = None if out is None else cell_path(Path(out), plan.title, batch, merges, place.type)
+        if path is not None and path.exists():
+            cells.append(plan.kept(path))
+            continue
         with merged(network, merges) as running:
-            macs = count_macs(running, input_size)
-            if layers and not len(shapes):
-                tell(0.0, "layers")
-                reached = rates(place, torch.bfloat16 if place.type == "cuda" else torch.float32)
-                shapes = roofline(products(macs, table, batch), reached, place)
-                about["rates"] = asdict(reached)
-            if path is not None and path.exists():
-                cells.append(read_cell(path))
-                continue
-            cells.append(plan.cell(running, macs, batch, merges, winners(shapes) if len(shapes) else [], tell))
+            cells.append(plan.cell(running, table if layers else None, batch, merges, tell))
         if path is not None:
             write_cell(path, cells[-1])
-    return BenchReport(tuple(cells), table, shapes, about)
+    return BenchReport(tuple(cells), table, {"model": plan.title, "device": str(place), "weights": plan.weights})
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +107,34 @@ class _Plan:
     input_size: Any
     cancelled: Callable[[], bool] | None
 
+    def kept(self, path: Path) -> Cell:
+        """The cell that is there. Raises CheckpointError where it is of other hardware or lacks an endpoint."""
+        cell = read_cell(path)
+        here, there = describe(self.place), cell.machine
+        asked = [one.name for one in self.endpoints]
+        lacks = [name for name in asked if name not in {arm.endpoint for arm in cell.arms}]
+        same = all(here.get(key) == there.get(key) for key in ("hardware", "gpu"))
+        if not same or lacks or cell.weights != self.weights:
+            what = f"has no {lacks[0]}" if lacks else "has other weights" if same else f"is of {there.get('hardware')}"
+            raise CheckpointError(f"{path} {what}; name another folder, or remove it to measure again")
+        return cell
+
     @torch.inference_mode()
-    def cell(self, network: nn.Module, macs: Macs, batch: int, merges: int, won: list[str], tell: Tell) -> Cell:
-        """All arms of one batch, compared and then timed."""
+    def cell(self, network: nn.Module, table: pd.DataFrame | None, batch: int, merges: int, tell: Tell) -> Cell:
+        """All arms of one batch, compared and then timed. table: of layers that are timed by themselves."""
+        macs = count_macs(network, self.input_size)
         images = torch.randn(batch, *macs.input_size, generator=torch.Generator().manual_seed(0)).to(self.place)
+        shapes, reached = pd.DataFrame(), None
+        if table is not None:
+            tell(0.0, "layers")
+            reached = rates(self.place, torch.bfloat16 if self.place.type == "cuda" else torch.float32)
+            shapes = roofline(products(macs, table, batch), reached, self.place)
+        won = winners(shapes) if len(shapes) else []
         calls: dict[str, Call] = {}
         arms: dict[str, Arm] = {}
         reference = build(FIRST, network, images)().float()
         for i, one in enumerate(self.endpoints):
-            tell(0.4 * i / len(self.endpoints), one.name)
+            tell(0.2 + 0.3 * i / len(self.endpoints), one.name)
             layers = [name for name in self.layers if one.sparse != "selective" or name in won]
             arm = Arm(one.name, one.arithmetic, why=missing(one, self.place))
             if not arm.why:
@@ -128,12 +142,20 @@ class _Plan:
                 calls |= {} if call is None else {one.name: call}
             arms[one.name] = arm
         found = time_arms(
-            calls, self.rounds, self.warmup, self.place, lambda s, w: tell(0.4 + 0.6 * s, w), self.cancelled
+            calls,
+            self.rounds,
+            self.warmup,
+            self.place,
+            lambda share, what: tell(0.5 + 0.5 * share, what),
+            self.cancelled,
         )
         for name, arm in arms.items():
             arms[name] = replace(arm, timing=found.arms.get(name), why=arm.why or found.failed.get(name, ""))
-        return Cell(self.title, batch, merges, macs.input_size, tuple(arms.values()), amdahl(macs, self.layers),
-                    describe(self.place), " ".join(sys.argv), self.weights)  # fmt: skip
+        return Cell(
+            self.title, batch, merges, macs.input_size, tuple(arms.values()), amdahl(macs, self.layers),
+            describe(self.place), _command(), self.weights, tuple(json.loads(shapes.to_json(orient="records"))),
+            {} if reached is None else asdict(reached),
+        )  # fmt: skip
 
     def _prepared(
         self, one: Endpoint, arm: Arm, network: nn.Module, images: Tensor, layers: list[str], reference: Tensor
@@ -160,63 +182,9 @@ def merged(network: nn.Module, merges: int) -> Iterator[nn.Module]:
         yield running
 
 
-def _packing(model: nn.Module, orders: Mapping[str, Tensor], prune: bool) -> pd.DataFrame:
-    """The table of `packable` of prunable layers, in their orders, with each layer packed and unpacked.
-
-    Raises PatternError where nothing packs, and for weights that are not 2:4 and may not be pruned.
-    """
-    table, infos = packable(model), {info.name: info for info in list_layers(model)}
-    for name, order in orders.items():
-        if name not in table.index:
-            raise PatternError(f"the order of '{name}' belongs to no layer; {nearest(name, table.index)}")
-        table.loc[name, "broken"] = broken_groups(as_matrix(weight_of(model, name))[:, order.cpu()])
-        if infos[name].kind != "Linear":
-            table.loc[name, ["packs", "why"]] = False, "only Linear layers gather inputs in another order"
-    for name, info in infos.items():
-        if table.loc[name, "packs"] and not info.prunable:
-            table.loc[name, ["packs", "why"]] = False, f"{info.why}; stays dense"
-    packs = table[table["packs"]]
-    if not len(packs):
-        why = "; ".join(f"{name}: {one}" for name, one in table["why"].head(3).items())
-        raise PatternError(f"no layer of {type(model).__name__} packs as 2:4 ({why})")
-    if not prune and packs["broken"].any():
-        broken = packs[packs["broken"] > 0]
-        first = ", ".join(f"{name} has {count}" for name, count in broken["broken"].head(3).items())
-        raise PatternError(
-            f"{len(broken)} of {len(packs)} layers are not 2:4: {first} groups of four that keep more than two; "
-            "project the model, or leave prune on for timings alone"
-        )
-    kept = _two_of_four(model, list(packs.index), orders)
-    for name in packs.index:
-        matrix = as_matrix(torch.where(kept[name], weight_of(model, name), 0)).to(torch.bfloat16)
-        matrix = matrix if name not in orders else matrix[:, orders[name].to(matrix.device)]
-        packed = pack(matrix)
-        table.loc[name, "exact"] = torch.equal(packed.dense(), matrix)
-        table.loc[name, "bytes_dense"], table.loc[name, "bytes_packed"] = matrix.nbytes, packed.bytes
-    return table
-
-
-def _two_of_four(model: nn.Module, names: Sequence[str], orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of the two largest of every four inputs, in the orders that are given."""
-    masks = {}
-    for name in names:
-        weight = weight_of(model, name)
-        matrix, order = as_matrix(weight), orders.get(name)
-        if order is None:
-            masks[name] = best_two(matrix).reshape(weight.shape)
-        else:
-            order = order.to(matrix.device).long()
-            masks[name] = best_two(matrix[:, order])[:, order.argsort()].reshape(weight.shape)
-    return masks
-
-
-def _weights(table: pd.DataFrame) -> str:
-    """Where the 2:4 weights come from, in a sentence."""
-    packs = table[table["packs"]]
-    broken = int((packs["broken"] > 0).sum())
-    if not broken:
-        return f"all {len(packs)} layers that pack were 2:4"
-    return f"{broken} of {len(packs)} layers that pack were pruned to 2:4 for the timing; their answers mean nothing"
+def _command() -> str:
+    """What was called, without the folder it lies in."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _place(device: str | torch.device | None) -> torch.device:

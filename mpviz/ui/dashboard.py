@@ -20,7 +20,7 @@ import panel as pn
 from bokeh.settings import settings
 
 from mpviz.errors import MpvizError
-from mpviz.ui.dashboard_pages import ComparePage, PatternsPage
+from mpviz.ui.dashboard_pages import BenchPage, ComparePage, PatternsPage
 from mpviz.ui.dashboard_paint import RESETS
 from mpviz.ui.dashboard_session import Report, Session
 from mpviz.ui.dashboard_words import page_css, read_page_file
@@ -104,6 +104,7 @@ def serve(
         extra_patterns=[
             ("/compare", ComparePage, {"folders": [Path(grid) for grid in grids]}),
             ("/patterns", PatternsPage),
+            ("/bench", BenchPage),
         ],
     )
 

@@ -21,6 +21,26 @@ def _patterns(asked: dict[str, str]) -> tuple[bool, str]:
     return patterns_page(asked)
 
 
+def _bench(asked: dict[str, str]) -> tuple[bool, str]:
+    from mpviz.ui.bench_page import bench_page
+
+    return bench_page(asked)
+
+
+class BenchPage(RequestHandler):
+    """``/bench?network=…&hardware=…&run=…&theme=…``: the 2:4 benchmark that comes with mpviz."""
+
+    async def get(self) -> None:
+        """Answer with the page; it is made in a thread, for the sessions must not wait."""
+        names = ("network", "hardware", "run", "theme")
+        asked = {name: value for name in names if (value := self.get_query_argument(name, None)) is not None}
+        known, page = await IOLoop.current().run_in_executor(None, _bench, asked)
+        self.set_status(200 if known else 404)
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Cache-Control", "no-store")
+        await self.finish(page)
+
+
 class PatternsPage(RequestHandler):
     """``/patterns?network=…&pattern=…&order=…&layer=…&theme=…``: k:n patterns of the bundled networks."""
 

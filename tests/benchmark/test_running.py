@@ -1,5 +1,7 @@
 """A benchmark from end to end: right answers before timings, nothing changed, nothing run twice."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -35,7 +37,9 @@ def test_dense_endpoints_are_timed_and_the_model_stays(vit):
     assert (table["median_ms"] > 0).all() and (table["error"] < 0.1).all() and not table["why"].any()
     assert (table[table["endpoint"] == "fp32"]["error"] == 0).all()
     assert found.packing["exact"].dropna().all() and found.packing["packs"].sum() == 24
-    assert len(found.layers) and found.about["model"] == "a vit"
+    assert set(zip(found.layers["batch"], found.layers["tome"], strict=True)) == {(2, 0), (2, 4), (4, 0), (4, 4)}
+    assert (found.layers["dense_s"] > 0).all() and found.layers["speedup"].isna().all()
+    assert found.cell(2).rates["operations"] > 1e8 and found.about["model"] == "a vit"
     assert [share for share, _ in told] == sorted(share for share, _ in told)
     assert found.cell(4, 4).limit < found.cell(4).limit < 2
 
@@ -112,6 +116,12 @@ def test_cells_that_are_there_are_not_run_again(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "time_arms", lambda *all_of: ran.append(1) or real(*all_of))
     again = mp.bench(vit, batches=(1, 2), out=tmp_path, name="vit", **QUICK)
     assert ran == [1] and again.cell(1) == first.cell(1)
+    with pytest.raises(CheckpointError, match=r"vit-cpu-b1\.json has no fp32 compiled; name another folder"):
+        mp.bench(vit, batches=(1,), out=tmp_path, name="vit", endpoints=["fp32 compiled"], **QUICK)
+    other = first.cell(1).to_json() | {"machine": {"hardware": "a GPU of another house"}}
+    (tmp_path / "vit-cpu-b1.json").write_text(json.dumps(other))
+    with pytest.raises(CheckpointError, match="is of a GPU of another house"):
+        mp.bench(vit, batches=(1,), out=tmp_path, name="vit", **QUICK)
     (tmp_path / "vit-cpu-b1.json").write_text("no cell")
     with pytest.raises(CheckpointError, match=r"vit-cpu-b1\.json"):
         mp.bench(vit, batches=(1,), out=tmp_path, name="vit", **QUICK)

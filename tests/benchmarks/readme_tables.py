@@ -10,6 +10,8 @@ from pathlib import Path
 
 from readme_structured import merged_table, patterns_table, real_table, search_table, shown
 
+from mpviz.benchmark.ledger import read_cells
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("fashion-mlp", "fashion-mlp-l1", "fashion-vit", "fashion-resnet")
 
@@ -188,7 +190,25 @@ def fully_connected_table() -> str:
     return "\n".join(lines)
 
 
+def endpoints_table() -> str:
+    """How many times faster than float32 the dense endpoints are, and the limit of 2:4, by network and batch."""
+    cells = [cell for cell in read_cells(ROOT / "data" / "benchmarks" / "two-four") if not cell.tome]
+    names = ("autocast", "bf16", "bf16 channels-last", "fp32 im2col")
+    lines = [
+        f"| one CPU thread | batch | fp32, images/s | {' | '.join(f'{name} ×' for name in names)} | 2:4 at most × |",
+        "| --- " * (len(names) + 4) + "|",
+    ]
+    for cell in cells:
+        there = {arm.endpoint for arm in cell.arms if arm.timing is not None}
+        ratios = [f"{cell.ratio(name, 'fp32').value:.2f}" if name in there else "" for name in names]
+        timing = cell.arm("fp32").timing
+        images = f"{float(f'{cell.batch / timing.median:.3g}'):,g}" if timing else "–"
+        lines.append(f"| {cell.model} | {cell.batch} | {images} | {' | '.join(ratios)} | {cell.limit:.2f} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "endpoints": endpoints_table,
     "patterns": patterns_table,
     "merged": merged_table,
     "search": search_table,

@@ -61,7 +61,7 @@ def main() -> None:
     for name in options.networks or plans:
         model = mp.load_model(name, pretrained=name.startswith("fashion"))
         bench(
-            model, **plans[name], device=options.device, name=name, layers=options.device != "cpu",
+            model, **plans[name], device=options.device, name=name,
             out=record.FOLDER / "two-four", progress=lambda _, words, name=name: print(name, words, flush=True),
         )  # fmt: skip
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mpviz.benchmark.ledger import write_cell
 from mpviz.ui import theme
+from tests.ui.bench_cells import committed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -333,6 +335,70 @@ def test_patterns_are_explored_on_a_page_of_their_own(dashboard: Page, address: 
     page.get_by_text("no network '../../etc' here").wait_for()
     assert page.get_by_role("link", name="Workbench").evaluate("(link) => link.href") == f"{address}/"
     page.close()
+
+
+@pytest.fixture
+def benched(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A dashboard whose data hold the cells of a benchmark that were made by hand."""
+    for part in (root / "data").iterdir():
+        if part.name != "benchmarks":
+            (tmp_path / part.name).symlink_to(part)
+    for i, one in enumerate(committed()):
+        write_cell(tmp_path / "benchmarks" / "two-four" / f"{i}.json", one)
+    monkeypatch.setenv("MPVIZ_DATA", str(tmp_path))
+    port = _any_port()
+    command = [sys.executable, "-m", "mpviz.ui.dashboard", "--model", "fashion-mlp", "--port", str(port)]
+    yield from _serve(command, port, root, tmp_path / "log.txt")
+
+
+def test_the_benchmark_has_a_page_of_its_own(page: Page, page_log: Any, benched: str) -> None:
+    page.goto(benched)
+    page.locator(".budgets .bars").first.wait_for(timeout=START)
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="2:4 benchmark").click()
+    bench = opened.value
+    complaints: list[str] = []
+    asked: list[str] = []
+    bench.on("request", lambda request: asked.append(request.url))
+    bench.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    bench.on("pageerror", lambda error: complaints.append(str(error)))
+
+    def shown(figure_of: str) -> str:
+        bench.locator(f"#{figure_of}.js-plotly-plot").wait_for(timeout=START)
+        return str(bench.locator(f"#{figure_of}").evaluate("(plot) => plot.layout.title.text"))
+
+    def choose(field: str, value: str) -> None:
+        with bench.expect_navigation(timeout=START):
+            bench.get_by_label(field, exact=True).select_option(value)
+
+    assert shown("throughput").startswith("fashion-vit: bf16 reaches 400")
+    assert bench.locator("#layers .main-svg").first.is_visible()
+    choose("run", "batch 8, 4 merged")
+    assert "batch 8, 4 merged" in shown("steps") and not bench.locator("#layers").is_visible()
+    # another network has other runs, and is shown with its own
+    choose("network", "vit_base_patch16_224")
+    assert "batch 8<br>" in shown("throughput") and bench.get_by_label("run").input_value() == "batch 8"
+    choose("hardware", "Example GPU")
+    assert "2:4 compiled reaches" in shown("throughput") and "the largest step, 4.00 ×" in shown("steps")
+    assert bench.get_by_label("run", exact=True).input_value() == "batch 64"
+    bench.get_by_text("Altogether: 8.00 ×").wait_for()
+    for colours in ("dark", "light"):
+        bench.get_by_role("link", name=f"{colours} colours").click()
+        bench.wait_for_url(f"**theme={colours}*")
+        assert "vit_base" in shown("throughput") and "shape" in shown("layers")
+        rgb = ", ".join(str(int(theme.THEMES[colours].paper[i : i + 2], 16)) for i in (1, 3, 5))
+        assert bench.evaluate("() => getComputedStyle(document.body).backgroundColor") == f"rgb({rgb})"
+    for width in (1280, 390):
+        bench.set_viewport_size({"width": width, "height": 800})
+        bench.wait_for_timeout(200)
+        assert bench.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert complaints == [] and all(url.startswith((benched, "data:", "blob:")) for url in asked)
+    gone = bench.goto(f"{benched}/bench?network=../../etc")
+    assert gone is not None and gone.status == 404
+    bench.get_by_text("no network '../../etc' here").wait_for()
+    assert bench.get_by_role("link", name="Workbench").evaluate("(link) => link.href") == f"{benched}/"
+    bench.close()
+    assert page_log.errors == [] and page_log.outside == []
 
 
 def test_two_browsers_have_two_states(dashboard: Page, address: str) -> None:
