@@ -133,9 +133,7 @@ def bench_lines(report: BenchReport) -> str:
         arms = [arm.endpoint for arm in cell.arms if arm.timing is not None]
         lines += [f"measured: {cell.ratio(arm, arms[0])}" for arm in arms[1:]]
         merged = f" with {cell.tome} pairs merged" if cell.tome else ""
-        lines.append(
-            f"bound: 2:4 can make batch {cell.batch}{merged} at most {cell.limit:.2f} × faster, by multiply–adds"
-        )
+        lines.append(f"estimate: by multiply–adds alone 2:4 makes batch {cell.batch}{merged} {cell.limit:.2f} × faster")
     lines += [
         f"\nweights: {report.about['weights']}",
         f"packing: {exact} of {len(packs)} layers come back with the same bits; {100 * share:.1f}\u202f% of the bytes",

@@ -47,7 +47,7 @@ class Route:
     """The way from fp32 to the fastest endpoint of a cell, one change a step.
 
     Where 2:4 was timed and is not on the way, the fastest 2:4 endpoint stands behind it as a last step of its own.
-    limit: how many times faster than a dense endpoint 2:4 could be (Amdahl). dense: the fastest dense endpoint,
+    limit: estimate of how many times faster than a dense endpoint 2:4 is (Amdahl). dense: the fastest dense endpoint,
     dense_total how many times faster it is than fp32.
     """
 

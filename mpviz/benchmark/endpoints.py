@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpviz.benchmark.modules import GatheredLinear, UnfoldedConv, replace_module
+from mpviz.benchmark.modules import GatheredLinear, UnfoldedConv, replace_module, unfolds
 from mpviz.errors import ModelError, nearest
 
 OLDEST = (8, 0)  # compute capability that multiplies 2:4
@@ -38,10 +38,6 @@ class Endpoint:
     needs_cuda: bool = False
     for_convs: bool = False
 
-    def __str__(self) -> str:
-        """Name and arithmetic, as a ratio quotes them."""
-        return f"{self.name} ({self.arithmetic})"
-
 
 _ALL = (
     Endpoint("fp32", "float32"),
@@ -60,6 +56,7 @@ _ALL = (
     Endpoint("2:4 im2col", "bfloat16", sparse="all", conv="im2col", needs_cuda=True, for_convs=True),
 )
 ENDPOINTS = {one.name: one for one in _ALL}
+FIRST = "fp32"  # whose logits all others must give
 ON_CPU = ("fp32", "autocast", "bf16", "bf16 channels-last", "fp32 im2col")  # compiling takes minutes; ask for it
 
 
@@ -86,6 +83,16 @@ def missing(endpoint: Endpoint, device: torch.device) -> str:
     return ""
 
 
+def convertible(endpoint: Endpoint, network: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Those of the layers that run as 2:4 at a sparse endpoint: Linear ones, and convolutions only as im2col."""
+    found = []
+    for layer in layers:
+        module = network.get_submodule(layer.removesuffix(".weight"))
+        if isinstance(module, nn.Linear) or (endpoint.conv == "im2col" and unfolds(module)):
+            found.append(layer)
+    return found
+
+
 def build(
     endpoint: Endpoint,
     model: nn.Module,
@@ -95,14 +102,14 @@ def build(
 ) -> Callable[[], Tensor]:
     """A call that gives the logits of `images`, Float["b c h w"] on the device that is timed. The model is only read.
 
-    layers: weights that become 2:4 where the endpoint is sparse. orders: of the inputs of Linear layers in which their
-    groups of four are formed; those layers gather their inputs first. The caller holds torch.inference_mode().
-    Raises ModelError for layers that cannot be converted.
+    layers: weights that become 2:4 where the endpoint is sparse, of those that are `convertible`. orders: of the inputs
+    of Linear layers in which their groups of four are formed; those gather their inputs first. The caller holds
+    torch.inference_mode().
     """
     network = copy.deepcopy(model).eval().to(images.device)
     if endpoint.conv == "im2col":
         for path, module in list(network.named_modules()):
-            if isinstance(module, nn.Conv2d) and _unfolds(module):
+            if isinstance(module, nn.Conv2d) and unfolds(module):
                 replace_module(network, path, UnfoldedConv(module))
     dtype = torch.bfloat16 if endpoint.arithmetic == "bfloat16" else torch.float32
     network, x = network.to(dtype), images.to(dtype)
@@ -123,10 +130,6 @@ def build(
     return call
 
 
-def _unfolds(conv: nn.Conv2d) -> bool:
-    return conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-
 @contextlib.contextmanager
 def _arithmetic(endpoint: Endpoint, device: torch.device) -> Iterator[None]:
     """tf32 only where it is asked for, and casts only under autocast."""
@@ -142,43 +145,30 @@ def _arithmetic(endpoint: Endpoint, device: torch.device) -> Iterator[None]:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def linear_of(network: nn.Module, layer: str) -> tuple[str, nn.Linear] | None:
-    """Path and module of the matrix product of a weight; None for a convolution in its own form."""
-    path = layer.removesuffix(".weight")
-    module = network.get_submodule(path)
-    if isinstance(module, UnfoldedConv):
-        return f"{path}.linear", module.linear
-    return (path, module) if isinstance(module, nn.Linear) else None
-
-
 def make_sparse(network: nn.Module, x: Tensor, layers: Sequence[str], orders: Mapping[str, Tensor]) -> None:
     """Turn weights into PyTorch's 2:4 tensors, with cuSPARSELt's algorithm searched for the inputs that each sees.
 
     Float["b c h w"] x runs through the network once, dense, to learn how many rows each layer multiplies.
     """
-    found: dict[str, tuple[str, nn.Linear]] = {}
+    found: dict[str, nn.Linear] = {}
     for layer in layers:
-        place = linear_of(network, layer)
-        if place is None:
-            continue
-        path, linear = place
-        order = orders.get(layer)
-        if order is not None:
-            gathered = GatheredLinear(linear, order)
-            replace_module(network, path, gathered)
-            path, linear = f"{path}.linear", gathered.linear
-        found[layer] = (path, linear)
+        path = layer.removesuffix(".weight")
+        if layer in orders:
+            linear: Any = network.get_submodule(path)
+            replace_module(network, path, GatheredLinear(linear, orders[layer]))
+        module: Any = network.get_submodule(path)
+        found[layer] = module.linear if isinstance(module, (UnfoldedConv, GatheredLinear)) else module
     seen: dict[str, Tensor] = {}
     hooks = [
         linear.register_forward_pre_hook(lambda _, given, layer=layer: seen.update({layer: given[0].detach()}))
-        for layer, (_, linear) in found.items()
+        for layer, linear in found.items()
     ]
     try:
         network(x)
     finally:
         for hook in hooks:
             hook.remove()
-    for layer, (_, linear) in found.items():
+    for layer, linear in found.items():
         linear.weight = nn.Parameter(sparse_weight(linear.weight.detach(), seen[layer]), requires_grad=False)
 
 

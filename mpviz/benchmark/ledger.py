@@ -52,8 +52,8 @@ class Ratio:
 class Cell:
     """Arms that took turns in one run.
 
-    limit: how many times faster 2:4 could make this network (Amdahl). layers: rows of `roofline` at this batch, none
-    where they were not asked for; rates: what they were compared with.
+    limit: estimate of how many times faster 2:4 can make this network (`amdahl`). layers: rows of `roofline` at this
+    batch, none where they were not asked for; rates: what they were compared with.
     """
 
     model: str

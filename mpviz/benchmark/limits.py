@@ -1,4 +1,8 @@
-"""What no kernel can beat: Amdahl's law over the multiply–adds of a network, and the roofline of each layer."""
+"""What to expect at most: Amdahl's law over the multiply–adds of a network, and the roofline of each layer.
+
+Both are estimates. The first takes all multiply–adds for equally fast; the second compares with rates that were
+measured on other products.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ OVERHEAD = 0.5  # a layer that reaches less of its limit spends its time on neit
 
 
 def amdahl(macs: Macs, layers: Sequence[str]) -> float:
-    """How many times faster a network can become when these layers take half of their multiply–adds, others all.
+    """How many times faster a network is when these layers do half of their multiply–adds and all take the same time.
 
     >>> from mpviz.nets.macs import count_macs
     >>> from mpviz.nets.zoo import load_model

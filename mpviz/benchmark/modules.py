@@ -11,6 +11,15 @@ from torch import Tensor, nn
 from mpviz.errors import ModelError
 
 
+def unfolds(module: nn.Module) -> bool:
+    """Whether it is a convolution that `UnfoldedConv` can stand for: ungrouped, padded by numbers with zeros."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.groups == 1
+        and (module.padding_mode == "zeros" and not isinstance(module.padding, str))
+    )
+
+
 class UnfoldedConv(nn.Module):
     """A convolution as im2col and one matrix product; a 1 × 1 kernel needs no unfolding.
 
@@ -19,7 +28,7 @@ class UnfoldedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        if conv.groups > 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        if not unfolds(conv):
             raise ModelError("grouped convolutions and padding by name or by other than zeros have no im2col form here")
         self.kernel, self.stride = conv.kernel_size, conv.stride
         self.padding: Any = conv.padding

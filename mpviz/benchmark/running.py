@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mpviz.benchmark.endpoints import ENDPOINTS, TOLERANCE, Endpoint, build, chosen, missing
+from mpviz.benchmark.endpoints import ENDPOINTS, FIRST, TOLERANCE, Endpoint, build, chosen, convertible, missing
 from mpviz.benchmark.ledger import Arm, BenchReport, Cell, cell_path, read_cell, write_cell
 from mpviz.benchmark.limits import amdahl, products, roofline, winners
 from mpviz.benchmark.machine import describe, rates
-from mpviz.benchmark.timing import Call, time_arms
-from mpviz.benchmark.weights import packed_layers, told, two_of_four
+from mpviz.benchmark.timing import Call, no_memory, stop_if, time_arms
+from mpviz.benchmark.weights import packed_layers, told
 from mpviz.errors import CheckpointError, ModelError, PatternError
 from mpviz.nets.forward import pruned_copy
 from mpviz.nets.kn_pattern import KN
@@ -29,7 +28,6 @@ from mpviz.nets.macs import count_macs
 from mpviz.nets.tome import merging, schedule_of
 from mpviz.nets.zoo import source_of
 
-FIRST = ENDPOINTS["fp32"]  # whose logits all others must give
 BATCHES = {"cpu": (1, 8), "cuda": (64, 128, 256)}
 Tell = Callable[[float, str], None]
 
@@ -65,12 +63,10 @@ def bench(
     place = _place(device)
     sizes, schedules = _positive(batches if batches is not None else BATCHES[place.type]), _schedules(model, tome)
     orders = dict(permutations or {})
-    table = packed_layers(model, orders, prune)
-    names = list(table.index[table["packs"]])
-    # a copy, also where nothing is pruned: tokens merge in it
-    network = pruned_copy(model, two_of_four(model, names, orders) if prune else {})
+    table, masks = packed_layers(model, orders, prune)
+    network = pruned_copy(model, masks)  # which changes nothing where all is 2:4; tokens merge in the copy
     plan = _Plan(
-        name or _name(model), place, chosen(endpoints, place, _has_convs(model)), names, orders, rounds, warmup,
+        name or _name(model), place, chosen(endpoints, place, _has_convs(model)), list(masks), orders, rounds, warmup,
         told(table), input_size, cancelled,
     )  # fmt: skip
     cells = []
@@ -85,7 +81,7 @@ def bench(
         if path is not None and path.exists():
             cells.append(plan.kept(path))
             continue
-        with merged(network, merges) as running:
+        with merging(network, merges or schedule_of(network) or 0) as running:
             cells.append(plan.cell(running, table if layers else None, batch, merges, tell))
         if path is not None:
             write_cell(path, cells[-1])
@@ -123,63 +119,71 @@ class _Plan:
     def cell(self, network: nn.Module, table: pd.DataFrame | None, batch: int, merges: int, tell: Tell) -> Cell:
         """All arms of one batch, compared and then timed. table: of layers that are timed by themselves."""
         macs = count_macs(network, self.input_size)
-        images = torch.randn(batch, *macs.input_size, generator=torch.Generator().manual_seed(0)).to(self.place)
+        arms = {one.name: Arm(one.name, one.arithmetic, why=missing(one, self.place)) for one in self.endpoints}
         shapes, reached = pd.DataFrame(), None
-        if table is not None:
-            tell(0.0, "layers")
-            reached = rates(self.place, torch.bfloat16 if self.place.type == "cuda" else torch.float32)
-            shapes = roofline(products(macs, table, batch), reached, self.place)
-        won = winners(shapes) if len(shapes) else []
-        calls: dict[str, Call] = {}
-        arms: dict[str, Arm] = {}
-        reference = build(FIRST, network, images)().float()
-        for i, one in enumerate(self.endpoints):
-            tell(0.2 + 0.3 * i / len(self.endpoints), one.name)
-            layers = [name for name in self.layers if one.sparse != "selective" or name in won]
-            arm = Arm(one.name, one.arithmetic, why=missing(one, self.place))
-            if not arm.why:
-                arm, call = self._prepared(one, arm, network, images, layers, reference)
-                calls |= {} if call is None else {one.name: call}
-            arms[one.name] = arm
-        found = time_arms(
-            calls,
-            self.rounds,
-            self.warmup,
-            self.place,
-            lambda share, what: tell(0.5 + 0.5 * share, what),
-            self.cancelled,
-        )
-        for name, arm in arms.items():
-            arms[name] = replace(arm, timing=found.arms.get(name), why=arm.why or found.failed.get(name, ""))
+        try:
+            if table is not None:
+                tell(0.0, "layers")
+                reached = rates(self.place, torch.bfloat16 if self.place.type == "cuda" else torch.float32)
+                shapes = roofline(products(macs, table, batch), reached, self.place)
+            images = torch.randn(batch, *macs.input_size, generator=torch.Generator().manual_seed(0)).to(self.place)
+            arms |= self._timed(arms, network, images, winners(shapes) if len(shapes) else [], tell)
+        except torch.OutOfMemoryError as failed:  # not even one call of float32, or one layer, fits
+            arms = {name: replace(arm, why=arm.why or no_memory(failed)) for name, arm in arms.items()}
         return Cell(
             self.title, batch, merges, macs.input_size, tuple(arms.values()), amdahl(macs, self.layers),
             describe(self.place), _command(), self.weights, tuple(json.loads(shapes.to_json(orient="records"))),
             {} if reached is None else asdict(reached),
         )  # fmt: skip
 
+    def _timed(
+        self, arms: Mapping[str, Arm], network: nn.Module, images: Tensor, won: list[str], tell: Tell
+    ) -> dict[str, Arm]:
+        """The arms, each compared with float32, and those that are right timed in turns."""
+        reference = build(ENDPOINTS[FIRST], network, images)().float()
+        calls: dict[str, Call] = {}
+        done: dict[str, Arm] = {}
+        for i, one in enumerate(self.endpoints):
+            stop_if(self.cancelled)
+            tell(0.2 + 0.3 * i / len(self.endpoints), one.name)
+            arm, call = arms[one.name], None
+            if not arm.why:
+                arm, call = self._prepared(one, arm, network, images, won, reference)
+            if call is not None:
+                calls[one.name] = call
+            done[one.name] = arm
+
+        def timing(share: float, what: str) -> None:
+            tell(0.5 + 0.5 * share, what)
+
+        found = time_arms(calls, self.rounds, self.warmup, self.place, timing, self.cancelled)
+        return {
+            name: replace(arm, timing=found.arms.get(name), why=arm.why or found.failed.get(name, ""))
+            for name, arm in done.items()
+        }
+
     def _prepared(
-        self, one: Endpoint, arm: Arm, network: nn.Module, images: Tensor, layers: list[str], reference: Tensor
+        self, one: Endpoint, arm: Arm, network: nn.Module, images: Tensor, won: list[str], reference: Tensor
     ) -> tuple[Arm, Call | None]:
         """The call of an endpoint whose logits are right; without one, the reason."""
+        layers = convertible(one, network, won if one.sparse == "selective" else self.layers) if one.sparse else []
+        if one.sparse and not layers:
+            return replace(arm, why=_no_layer(one)), None
         try:
             call = build(one, network, images, layers, self.orders)
             error = float((call().float() - reference).norm() / reference.norm())
         except torch.OutOfMemoryError as failed:
-            return replace(arm, why=f"out of memory: {str(failed).splitlines()[0]}"), None
+            return replace(arm, why=no_memory(failed)), None
         if not error <= TOLERANCE[one.arithmetic]:  # also where it is no number
             why = f"its logits are {error:.2g} of their size away from float32's, so it was not timed"
             return replace(arm, error=error, why=why), None
-        return replace(arm, error=error, converted=len(layers) if one.sparse else 0), call
+        return replace(arm, error=error, converted=len(layers)), call
 
 
-@contextlib.contextmanager
-def merged(network: nn.Module, merges: int) -> Iterator[nn.Module]:
-    """The network with so many pairs of tokens merged a block; with none, as it is."""
-    if not merges:
-        yield network
-        return
-    with merging(network, merges) as running:
-        yield running
+def _no_layer(endpoint: Endpoint) -> str:
+    """Why nothing of a network runs as 2:4 at an endpoint, which then would be a dense one by another name."""
+    what = "no layer was faster as 2:4 by itself" if endpoint.sparse == "selective" else "no Linear layer packs"
+    return f"{what}, so nothing of it would be 2:4"
 
 
 def _command() -> str:

@@ -13,6 +13,7 @@ import torch
 from mpviz.errors import Cancelled, ModelError
 
 LEAST = 0.01  # seconds of one sample; quicker calls are repeated within it
+COUNTED = 0.5  # seconds over which energy is counted: drivers tell it some tens of times a second
 Call = Callable[[], object]
 
 
@@ -21,7 +22,8 @@ class Timing:
     """One arm of a run. samples: seconds a call, one of each round, in the order they were taken.
 
     wall: the same by the clock of the host, which on a GPU includes launching and waiting. calls: in a sample.
-    peak_bytes: largest memory of a call on a GPU, None on a CPU. joules: of a call, where the driver tells.
+    peak_bytes: what a call takes on a GPU at most beside what lay there before it, so without weights; None on a CPU.
+    joules: of a call, where the driver tells.
     """
 
     samples: tuple[float, ...]
@@ -69,19 +71,19 @@ def time_arms(
     place, failed = torch.device(device), {}
     counts: dict[str, int] = {}
     for name, call in arms.items():
-        _ask(cancelled)
+        stop_if(cancelled)
         try:
             for _ in range(warmup):
                 call()
             counts[name] = max(1, round(LEAST / max(_once(call, 1, place)[1], 1e-9)))
         except torch.OutOfMemoryError as error:
-            failed[name] = f"out of memory: {str(error).splitlines()[0]}"
+            failed[name] = no_memory(error)
             _free(place)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in counts}
     order = list(counts)
     for turn in range(rounds):
         for i in range(len(order)):
-            _ask(cancelled)
+            stop_if(cancelled)
             name = order[(turn + i) % len(order)]
             taken[name].append(_once(arms[name], counts[name], place))
         if progress is not None:
@@ -89,11 +91,17 @@ def time_arms(
     found = {}
     for name in counts:
         seconds, wall = zip(*taken[name], strict=True)
-        found[name] = Timing(seconds, wall, counts[name], *_resources(arms[name], counts[name], place))
+        found[name] = Timing(seconds, wall, counts[name], *_resources(arms[name], statistics.median(seconds), place))
     return Timings(found, failed)
 
 
-def _ask(cancelled: Callable[[], bool] | None) -> None:
+def no_memory(error: torch.OutOfMemoryError) -> str:
+    """The reason that a report gives."""
+    return f"out of memory: {str(error).splitlines()[0]}"
+
+
+def stop_if(cancelled: Callable[[], bool] | None) -> None:
+    """Raise Cancelled where somebody asked for that."""
     if cancelled is not None and cancelled():
         raise Cancelled("the benchmark was cancelled")
 
@@ -117,10 +125,11 @@ def _once(call: Call, calls: int, place: torch.device) -> tuple[float, float]:
     return before.elapsed_time(after) / 1000 / calls, (time.perf_counter() - start) / calls
 
 
-def _resources(call: Call, calls: int, place: torch.device) -> tuple[int | None, float | None]:
-    """Peak memory of a call and its energy, on a GPU."""
+def _resources(call: Call, seconds: float, place: torch.device) -> tuple[int | None, float | None]:
+    """Working memory of a call that takes so long, and its energy over at least half a second, on a GPU."""
     if place.type != "cuda":
         return None, None
+    before, calls = torch.cuda.memory_allocated(place), max(1, round(COUNTED / seconds))
     torch.cuda.reset_peak_memory_stats(place)
     spent, joules = _energy(place), None
     for _ in range(calls):
@@ -128,7 +137,7 @@ def _resources(call: Call, calls: int, place: torch.device) -> tuple[int | None,
     torch.cuda.synchronize(place)
     if spent is not None and (now := _energy(place)) is not None and now > spent:
         joules = (now - spent) / calls
-    return torch.cuda.max_memory_allocated(place), joules
+    return torch.cuda.max_memory_allocated(place) - before, joules
 
 
 def _energy(place: torch.device) -> float | None:

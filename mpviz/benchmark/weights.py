@@ -13,8 +13,10 @@ from mpviz.errors import PatternError, nearest
 from mpviz.nets.layers import as_matrix, list_layers, weight_of
 
 
-def packed_layers(model: nn.Module, orders: Mapping[str, Tensor], prune: bool) -> pd.DataFrame:
-    """The table of `packable` of prunable layers, in their orders, with each layer packed and unpacked.
+def packed_layers(
+    model: nn.Module, orders: Mapping[str, Tensor], prune: bool
+) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """The table of `packable` in the layers' orders, each packed and unpacked, and the 2:4 masks of those that pack.
 
     Raises PatternError where nothing packs, and for weights that are not 2:4 and may not be pruned.
     """
@@ -46,7 +48,7 @@ def packed_layers(model: nn.Module, orders: Mapping[str, Tensor], prune: bool) -
         packed = pack(matrix)
         table.loc[name, "exact"] = torch.equal(packed.dense(), matrix)
         table.loc[name, "bytes_dense"], table.loc[name, "bytes_packed"] = matrix.nbytes, packed.bytes
-    return table
+    return table, kept
 
 
 def two_of_four(model: nn.Module, names: Sequence[str], orders: Mapping[str, Tensor]) -> dict[str, Tensor]:

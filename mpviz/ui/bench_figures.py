@@ -151,9 +151,9 @@ def _shape_words(row: Any) -> str:
 def _finish_layers(figure: Json, sparse: bool, theme: str) -> None:
     """Axes, the line of what is possible, and the legend."""
     colours, top = palette(theme), 2.0 if sparse else 100.0
-    meaning = colours.bound if sparse else colours.estimate
+    meaning = colours.estimate
     line = {"type": "line", "xref": "x2 domain", "yref": "y2", "x0": 0, "x1": 1}
-    words = "2 ×, half of the operations (bound)" if sparse else "at its limit (estimate)"
+    words = "2 ×, half of the operations (estimate)" if sparse else "at its limit (estimate)"
     shapes = [{**line, "y0": top, "y1": top, "line": {"color": meaning.line, "width": 1.5, "dash": "dash"}}]
     if sparse:
         shapes.append({**line, "y0": 1.0, "y1": 1.0, "line": {"color": colours.muted, "width": 1, "dash": "dot"}})
@@ -179,8 +179,7 @@ def steps_figure(way: Route, theme: str = "light") -> Json:
     """From fp32 to the fastest endpoint, one change a step: how many times as fast as fp32, measured.
 
     Whiskers are the quartiles of the ratios, round by round. Hatched bars compute in another number type than fp32. The
-    green line is a bound: what 2:4 could give at best on top of the fastest dense endpoint, by Amdahl's law over
-    multiply–adds.
+    dashed line is an estimate: what 2:4 saves on top of the fastest dense endpoint, by Amdahl's law over multiply–adds.
     """
     colours, muted = palette(theme), palette(theme).muted
     steps = way.steps
@@ -191,6 +190,7 @@ def steps_figure(way: Route, theme: str = "light") -> Json:
     other = ["/" if one.arithmetic != steps[0].arithmetic else "" for one in steps]
     pattern = hatch(colours.measured, "/") | {"shape": other, "fgcolor": colours.paper}
     line = way.dense_total * way.limit
+    saved = f"2:4 by multiply–adds (estimate): {way.limit:.2f} × {text.escape(way.dense)}"
     found = f"{text.escape(way.model)}, {run_name(way.batch, way.tome)}: {_verdict(way)}"
     known = "measured; hatched: another number type than fp32, so not the same arithmetic"
     figure: Json = {"layout": layout(theme, found, known)}
@@ -212,11 +212,11 @@ def steps_figure(way: Route, theme: str = "light") -> Json:
                       tickangle=0, range=[-0.5, max(len(steps), 4) - 0.5]),
         "yaxis": axis(theme, "times as fast as fp32", range=[0.0, 1.22 * max(*tops, line)]),
         "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": line, "y1": line,
-                    "line": {"color": colours.bound.line, "width": 1.5, "dash": "dash"}}],
+                    "line": {"color": colours.estimate.line, "width": 1.5, "dash": "dash"}}],
         "annotations": [
             *(note(f"{total:.2f} ×", colours.ink, x=i, y=top, yanchor="bottom", yshift=3)
               for i, (total, top) in enumerate(zip(totals, tops, strict=True))),
-            note(f"bound for 2:4: {way.limit:.2f} × {text.escape(way.dense)}", colours.bound.text, xref="paper", x=0,
+            note(saved, colours.estimate.text, xref="paper", x=0,
                  xanchor="left", y=line, yanchor="bottom"),
         ],
         "margin": {"l": 64, "r": 16, "t": 56, "b": 64},

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode
 
 from mpviz.benchmark.ledger import Cell, cells_table
 from mpviz.errors import DataError, MpvizError, nearest
@@ -14,7 +13,7 @@ from mpviz.paper import PaperRow, paper_rows
 from mpviz.two_four import benchmark_cells, gpu_here, hardware, layers_of, missing_here, route, two_four_gain
 from mpviz.ui import tables, text
 from mpviz.ui.bench_figures import layers_figure, run_name, steps_figure, throughput_figure
-from mpviz.ui.page import filled_page
+from mpviz.ui.page import choice_form, filled_page, pages_nav
 from mpviz.ui.theme import CONFIG, THEMES
 
 FIELDS = ("network", "hardware", "run")
@@ -32,7 +31,11 @@ def bench_page(asked: Mapping[str, str]) -> tuple[bool, str]:
         chosen, choices, cells = _choose(every, asked)
         return True, _page(every, cells, {**chosen, "theme": theme}, choices, theme)
     except MpvizError as error:
-        parts = {"nav": _nav(asked, theme), "title": "No such benchmark here", "message": text.escape(str(error))}
+        parts = {
+            "nav": pages_nav("bench", asked, theme),
+            "title": "No such benchmark here",
+            "message": text.escape(str(error)),
+        }
         return False, filled_page("notice.html", parts, None, theme)
 
 
@@ -67,11 +70,11 @@ def _page(
 ) -> str:
     drawn: dict[str, Any] = {"config": CONFIG}
     parts = {
-        "nav": _nav(asked, theme),
+        "nav": pages_nav("bench", asked, theme),
         "title": "How much faster is 2:4?",
         "here": _here(),
         "measured": tables.chip("measured", theme),
-        "bound": tables.chip("bound", theme),
+        "estimate": tables.chip("estimate", theme),
         "theirs": theirs_table(every, theme),
         "some_cells": "hidden" if cells else "",
         "no_cells": "" if cells else "hidden",
@@ -90,7 +93,7 @@ def _page(
         ratios, drawn["steps"] = _steps(shown, theme)
         parts |= {
             "no_layers": "" if len(shapes) else "hidden",
-            "form": _form(asked, choices), "about": _about(shown), "table": _table(cells, theme),
+            "form": choice_form(choices, asked), "about": _about(shown), "table": _table(cells, theme),
             "run": text.escape(asked["run"]), "ratios": ratios, "limit": _limit(shown, theme),
         }  # fmt: skip
     return filled_page("bench.html", parts, drawn, theme)
@@ -106,28 +109,6 @@ def _here() -> str:
         return text.escape(f"This server has a CUDA GPU ({gpu}) that cannot run 2:4 ({why}); {below}")
     words = f"This server has a CUDA GPU, {gpu}: mpviz bench times 2:4 on it. This page times nothing itself; {below}"
     return text.escape(words)
-
-
-def _nav(asked: Mapping[str, str], theme: str) -> str:
-    other = "light" if theme == "dark" else "dark"
-    query = urlencode({**asked, "theme": other})
-    return (
-        '<nav aria-label="Pages"><a href="./">Workbench</a>'
-        f'<a href="./patterns?{urlencode({"theme": theme})}">Patterns</a>'
-        f'<a href="?{text.escape(query)}">{other} colours</a></nav>'
-    )
-
-
-def _form(asked: Mapping[str, str], choices: Mapping[str, Sequence[str]]) -> str:
-    fields = []
-    for name, known in choices.items():
-        options = "".join(
-            f'<option value="{text.escape(one)}"{" selected" if one == asked[name] else ""}>{text.escape(one)}</option>'
-            for one in known
-        )
-        fields.append(f'<label for="{name}">{name}</label><select id="{name}" name="{name}">{options}</select>')
-    hidden = f'<input type="hidden" name="theme" value="{text.escape(asked["theme"])}">'
-    return f'<form class="tools" method="get">{"".join(fields)}{hidden}<button>show</button></form>'
 
 
 def _about(cell: Cell) -> str:
@@ -178,13 +159,13 @@ def _steps(cell: Cell, theme: str) -> tuple[str, Any]:
 
 
 def _limit(cell: Cell, theme: str) -> str:
-    """What 2:4 could give at best, and whether any was timed."""
+    """What 2:4 saves, and whether any was timed."""
     gain = two_four_gain(cell)
     share = text.percent(2 * (1 - 1 / cell.limit))  # 1 / limit = 1 − share + share / 2
     words = (
-        f"{tables.chip('bound', theme)} 2:4 can make this network at most {cell.limit:.2f} × as fast as itself dense, "
-        f"in the same number type: layers that pack hold {share} of the multiply–adds and then need half of them "
-        "(Amdahl's law; it counts multiply–adds, as if all of them took the same time and nothing else took any)."
+        f"{tables.chip('estimate', theme)} By multiply–adds alone 2:4 makes this network {cell.limit:.2f} × as fast as "
+        f"itself dense, in the same number type: layers that pack hold {share} of the multiply–adds and need half "
+        "(Amdahl's law, as if all of them took the same time and nothing else took any)."
     )
     if gain is None:
         return f"{words} No 2:4 endpoint was timed beside its dense counterpart in this run."
@@ -193,7 +174,7 @@ def _limit(cell: Cell, theme: str) -> str:
 
 def theirs_table(cells: list[Cell], theme: str) -> str:
     """The paper's rows with a measured speed, what each was measured against, and ours at the same architecture."""
-    rows, bound, measured = [], tables.chip("bound", theme), tables.chip("measured", theme)
+    rows, estimate, measured = [], tables.chip("estimate", theme), tables.chip("measured", theme)
     for one in paper_rows():
         if one.speedup is None:
             continue
@@ -206,9 +187,9 @@ def theirs_table(cells: list[Cell], theme: str) -> str:
         rows.append([
             f"{one.row}. {text.escape(one.architecture)}", str(one.tome or "–"),
             f"<i>{one.speedup:.3f} ×</i>", _wrapped(baseline(one.endpoint)),
-            f"{max(cell.limit for cell in mine):.2f} × {bound}" if mine else "–", ours, _wrapped(one.endpoint),
+            f"{max(cell.limit for cell in mine):.2f} × {estimate}" if mine else "–", ours, _wrapped(one.endpoint),
         ])  # fmt: skip
-    head = ("row", "merged", "theirs", "against", "ours: at most", "ours", "theirs as printed")
+    head = ("row", "merged", "theirs", "against", "ours: by multiply–adds", "ours", "theirs as printed")
     return tables.html_table(head, rows, theme)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tornado.ioloop import IOLoop
 from tornado.web import RequestHandler
@@ -27,35 +28,39 @@ def _bench(asked: dict[str, str]) -> tuple[bool, str]:
     return bench_page(asked)
 
 
-class BenchPage(RequestHandler):
+class _Page(RequestHandler):
+    """A page that is made in a thread, for the sessions must not wait."""
+
+    async def answer(self, make: Callable[..., tuple[bool, str]], *asked: Any) -> None:
+        """Answer with what `make` gives: whether all that was asked for exists, and the page."""
+        known, page = await IOLoop.current().run_in_executor(None, make, *asked)
+        self.set_status(200 if known else 404)
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Cache-Control", "no-store")
+        await self.finish(page)
+
+    def asked(self, *names: str) -> dict[str, str]:
+        """Those of the query's arguments that are there."""
+        return {name: value for name in names if (value := self.get_query_argument(name, None)) is not None}
+
+
+class BenchPage(_Page):
     """``/bench?network=…&hardware=…&run=…&theme=…``: the 2:4 benchmark that comes with mpviz."""
 
     async def get(self) -> None:
-        """Answer with the page; it is made in a thread, for the sessions must not wait."""
-        names = ("network", "hardware", "run", "theme")
-        asked = {name: value for name in names if (value := self.get_query_argument(name, None)) is not None}
-        known, page = await IOLoop.current().run_in_executor(None, _bench, asked)
-        self.set_status(200 if known else 404)
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.set_header("Cache-Control", "no-store")
-        await self.finish(page)
+        """Answer with the page."""
+        await self.answer(_bench, self.asked("network", "hardware", "run", "theme"))
 
 
-class PatternsPage(RequestHandler):
+class PatternsPage(_Page):
     """``/patterns?network=…&pattern=…&order=…&layer=…&theme=…``: k:n patterns of the bundled networks."""
 
     async def get(self) -> None:
-        """Answer with the page; it is made in a thread, for the sessions must not wait."""
-        names = ("network", "pattern", "order", "layer", "theme")
-        asked = {name: value for name in names if (value := self.get_query_argument(name, None)) is not None}
-        known, page = await IOLoop.current().run_in_executor(None, _patterns, asked)
-        self.set_status(200 if known else 404)
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.set_header("Cache-Control", "no-store")
-        await self.finish(page)
+        """Answer with the page."""
+        await self.answer(_patterns, self.asked("network", "pattern", "order", "layer", "theme"))
 
 
-class ComparePage(RequestHandler):
+class ComparePage(_Page):
     """``/compare?grid=…&theme=…``: methods side by side, of the given folders and of the grids that come with mpviz."""
 
     def initialize(self, folders: Sequence[Path]) -> None:
@@ -63,10 +68,6 @@ class ComparePage(RequestHandler):
         self.folders = folders
 
     async def get(self) -> None:
-        """Answer with the page; it is made in a thread, for the sessions must not wait."""
-        asked, theme = self.get_query_argument("grid", None), self.get_query_argument("theme", "light")
-        known, page = await IOLoop.current().run_in_executor(None, _page, self.folders, asked, theme)
-        self.set_status(200 if known else 404)
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.set_header("Cache-Control", "no-store")
-        await self.finish(page)
+        """Answer with the page."""
+        asked = self.get_query_argument("grid", None), self.get_query_argument("theme", "light")
+        await self.answer(_page, self.folders, *asked)

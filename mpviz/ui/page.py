@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlencode
 
 from mpviz import __version__
 from mpviz.ui import text
 from mpviz.ui.css import read_shared
 from mpviz.ui.theme import FONT, palette
+
+PAGES = (("compare", "Compare methods"), ("patterns", "Patterns"), ("bench", "2:4 benchmark"))
 
 
 def filled_page(body: str, parts: Mapping[str, str], figures: Any, theme: str) -> str:
@@ -33,6 +36,33 @@ def filled_page(body: str, parts: Mapping[str, str], figures: Any, theme: str) -
     both = shared | dict(parts)
     # one pass: what a part holds is never read for further marks
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: both[mark.group(1)], _template(body))
+
+
+def pages_nav(own: str, asked: Mapping[str, str], theme: str) -> str:
+    """Links to the other pages of the dashboard, and to the page `own` as it was asked for, in other colours."""
+    other = "light" if theme == "dark" else "dark"
+    links = [f'<a href="./{place}?{urlencode({"theme": theme})}">{words}</a>' for place, words in PAGES if place != own]
+    links.append(f'<a href="?{text.escape(urlencode({**asked, "theme": other}))}">{other} colours</a>')
+    return f'<nav aria-label="Pages"><a href="./">Workbench</a>{"".join(links)}</nav>'
+
+
+def choice_form(
+    choices: Mapping[str, Sequence[str]], asked: Mapping[str, str], shown: Callable[[str], str] = str
+) -> str:
+    """A form that asks for the page again. choices: what each field offers; asked: what they stand at, and the theme.
+
+    shown: how an offer is called.
+    """
+    fields = []
+    for name, known in choices.items():
+        options = "".join(
+            f'<option value="{text.escape(one)}"{" selected" if one == asked[name] else ""}>'
+            f"{text.escape(shown(one))}</option>"
+            for one in known
+        )
+        fields.append(f'<label for="{name}">{name}</label><select id="{name}" name="{name}">{options}</select>')
+    hidden = f'<input type="hidden" name="theme" value="{text.escape(asked["theme"])}">'
+    return f'<form class="tools" method="get">{"".join(fields)}{hidden}<button>show</button></form>'
 
 
 def footer(when: datetime) -> str:

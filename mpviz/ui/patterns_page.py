@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlencode
 
 import pandas as pd
 
@@ -15,7 +14,7 @@ from mpviz.nets.paths import data_root
 from mpviz.paper import paper_rows
 from mpviz.structured import PatternView, committed_cells, explore, mac_stages, pattern_layers
 from mpviz.ui import tables, text
-from mpviz.ui.page import filled_page
+from mpviz.ui.page import choice_form, filled_page, pages_nav
 from mpviz.ui.pattern_figures import arm_name, macs_figure, pattern_figure, patterns_figure
 from mpviz.ui.theme import CONFIG, THEMES
 
@@ -43,7 +42,11 @@ def patterns_page(asked: Mapping[str, str]) -> tuple[bool, str]:
         layer = _known("layer", layer, layers)
         return True, _page(network, pattern, order, layer, layers, theme)
     except MpvizError as error:
-        parts = {"nav": _nav(asked, theme), "title": "No such pattern here", "message": text.escape(str(error))}
+        parts = {
+            "nav": pages_nav("patterns", asked, theme),
+            "title": "No such pattern here",
+            "message": text.escape(str(error)),
+        }
         return False, filled_page("notice.html", parts, None, theme)
 
 
@@ -76,9 +79,9 @@ def _page(network: str, pattern: str, order: str, layer: str, layers: tuple[str,
         drawn["grids"].append(patterns_figure(cells, network, theme, epochs, tome, renew))
     asked = {"network": network, "pattern": pattern, "order": order, "layer": layer, "theme": theme}
     parts = {
-        "nav": _nav(asked, theme),
+        "nav": pages_nav("patterns", asked, theme),
         "title": "Which k of every n inputs stay?",
-        "form": _form(asked, layers),
+        "form": choice_form(_choices(layers), asked, lambda one: one.removesuffix(".weight")),
         "network": text.escape(network),
         "no_grid": "" if drawn["grids"] else "hidden",
         "table": _grid_table(here, theme) if drawn["grids"] else "",
@@ -88,28 +91,8 @@ def _page(network: str, pattern: str, order: str, layer: str, layers: tuple[str,
     return filled_page("patterns.html", parts, drawn, theme)
 
 
-def _nav(asked: Mapping[str, str], theme: str) -> str:
-    other = "light" if theme == "dark" else "dark"
-    query = urlencode({**asked, "theme": other})
-    return (
-        '<nav aria-label="Pages"><a href="./">Workbench</a>'
-        f'<a href="./compare?{urlencode({"theme": theme})}">Compare methods</a>'
-        f'<a href="?{text.escape(query)}">{other} colours</a></nav>'
-    )
-
-
-def _form(asked: Mapping[str, str], layers: tuple[str, ...]) -> str:
-    choices = {"network": NETWORKS, "pattern": PATTERNS, "order": ORDERS, "layer": layers}
-    fields = []
-    for name, known in choices.items():
-        options = "".join(
-            f'<option value="{text.escape(one)}"{" selected" if one == asked[name] else ""}>'
-            f"{text.escape(one.removesuffix('.weight'))}</option>"
-            for one in known
-        )
-        fields.append(f'<label for="{name}">{name}</label><select id="{name}" name="{name}">{options}</select>')
-    hidden = f'<input type="hidden" name="theme" value="{text.escape(asked["theme"])}">'
-    return f'<form class="tools" method="get">{"".join(fields)}{hidden}<button>show</button></form>'
+def _choices(layers: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return {"network": NETWORKS, "pattern": PATTERNS, "order": ORDERS, "layer": layers}
 
 
 def _grid_table(cells: pd.DataFrame, theme: str) -> str:

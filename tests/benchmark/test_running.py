@@ -8,7 +8,7 @@ from torch import nn
 
 import mpviz as mp
 from mpviz.benchmark import endpoints, running
-from mpviz.benchmark.endpoints import ENDPOINTS, build, chosen, make_sparse, missing
+from mpviz.benchmark.endpoints import ENDPOINTS, build, chosen, convertible, make_sparse, missing
 from mpviz.benchmark.packing import best_two
 from mpviz.errors import Cancelled, CheckpointError, ModelError, PatternError
 
@@ -143,6 +143,33 @@ def test_endpoints_of_a_gpu_say_why_they_do_not_run(vit, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)
     assert missing(ENDPOINTS["2:4"], cuda) == "this build of PyTorch has no cuSPARSELt"
+
+
+def test_an_endpoint_that_would_run_nothing_as_two_of_four_is_none():
+    resnet, vit = mp.load_model("fashion-resnet"), mp.load_model("fashion-vit")
+    conv, linear = "layer1.0.conv1.weight", "blocks.0.mlp.fc1.weight"
+    assert convertible(ENDPOINTS["2:4"], resnet, [conv]) == []
+    assert convertible(ENDPOINTS["2:4 im2col"], resnet, [conv]) == [conv]
+    assert convertible(ENDPOINTS["2:4"], vit, [linear]) == [linear]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "missing", lambda *_: "")
+        found = mp.bench(resnet, batches=(1,), endpoints=["2:4", "2:4 selective compiled"], **QUICK).cell(1)
+    assert [arm.why for arm in found.arms] == [
+        "no Linear layer packs, so nothing of it would be 2:4",
+        "no layer was faster as 2:4 by itself, so nothing of it would be 2:4",
+    ]
+    assert not any(arm.converted for arm in found.arms)
+
+
+def test_a_batch_of_which_not_even_float32_fits_is_reported(vit, monkeypatch):
+    def greedy(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB\nmore")
+
+    monkeypatch.setattr(running, "build", greedy)
+    found = mp.bench(vit, batches=(4,), endpoints=["fp32", "2:4"], **QUICK).cell(4)
+    assert [arm.why for arm in found.arms] == [
+        "out of memory: CUDA out of memory. Tried to allocate 80 GiB", "2:4 needs a CUDA GPU",
+    ]  # fmt: skip
 
 
 def test_endpoints_suit_the_network():

@@ -24,7 +24,7 @@ def test_it_prints_what_it_measured_and_keeps_the_cells(capsys, tmp_path):
     assert ratio.startswith("measured: ") and ratio.endswith("bfloat16 against float32, not the same number type")
     (cell,) = read_cells(tmp_path / "cells")
     assert f"{cell.ratio('bf16', 'fp32').value:.2f} ×" in ratio
-    assert f"bound: 2:4 can make batch 1 at most {cell.limit:.2f} × faster" in out
+    assert f"estimate: by multiply–adds alone 2:4 makes batch 1 {cell.limit:.2f} × faster" in out
     assert "2 of 2 layers that pack were pruned to 2:4" in out and "2 of 2 layers come back with the same bits" in out
     assert run(capsys, "fashion-mlp", "--out", tmp_path / "cells") == out  # read, not run again
 

@@ -96,7 +96,7 @@ SAYS = {
         2: r"layers come back with the same bits[\s\S]*refused: \d+ of \d+ groups of four keep more than two",
         3: r"timed on [\s\S]*autocast bfloat16",
         4: r"^\d+\.\d\d × \(\d+\.\d\d–\d+\.\d\d\): bf16 against fp32 at batch 32; bfloat16 against float32, not",
-        5: r"2:4 makes it at most 1\.\d\d times as fast \(bound\)[\s\S]*of_limit",
+        5: r"by multiply–adds 2:4 makes it 1\.\d\d times as fast \(estimate\)[\s\S]*of_limit",
         6: r"plotly",
         7: r"plotly[\s\S]*plotly",
         8: r"\d+ committed cells",

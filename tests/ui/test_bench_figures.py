@@ -153,7 +153,7 @@ def test_where_two_four_was_timed_its_gain_is_shown() -> None:
     right = [trace for trace in figure["data"] if trace.get("xaxis") == "x2"]
     assert [trace["y"] for trace in right] == [[1.5]]
     assert "2:4 1.50 × as fast" in right[0]["text"][0] and "2:4" not in figure["data"][0]["text"][1]
-    assert figure["layout"]["annotations"][0]["text"].endswith("(bound)")
+    assert figure["layout"]["annotations"][0]["text"].endswith("(estimate)")
     assert [line["y0"] for line in figure["layout"]["shapes"]] == [2.0, 1.0]
 
 
@@ -170,16 +170,16 @@ def test_layers_that_were_not_timed_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
-def test_steps_are_drawn_below_the_bound(name: str) -> None:
+def test_steps_are_drawn_beside_what_two_four_saves(name: str) -> None:
     figure = steps_figure(route(cell()), name)
     json.dumps(figure, allow_nan=False)
     bars, page = figure["data"][0], figure["layout"]
     assert bars["y"] == pytest.approx([1, 4, 5, 8])
     assert bars["marker"]["pattern"]["shape"] == ["", "/", "/", "/"], "another number type is hatched"
     line = page["shapes"][0]
-    assert line["y0"] == line["y1"] == pytest.approx(8.0) and line["line"]["color"] == theme.THEMES[name].bound.line
+    assert line["y0"] == line["y1"] == pytest.approx(8.0) and line["line"]["color"] == theme.THEMES[name].estimate.line
     words = [note["text"] for note in page["annotations"]]
-    assert words == ["1.00 ×", "4.00 ×", "5.00 ×", "8.00 ×", "bound for 2:4: 1.60 × bf16 compiled"]
+    assert words == ["1.00 ×", "4.00 ×", "5.00 ×", "8.00 ×", "2:4 by multiply–adds (estimate): 1.60 × bf16 compiled"]
     assert page["yaxis"]["range"][1] > 8.0
     assert "the largest step, 4.00 ×, is bfloat16 instead of float32" in page["title"]["text"]
     assert (

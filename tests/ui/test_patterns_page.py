@@ -65,8 +65,8 @@ def test_the_page_is_whole_by_itself_in_both_themes(name: str) -> None:
         assert reader.drawn[figure]["layout"]["paper_bgcolor"] == colours.paper
     assert ("input", {"type": "hidden", "name": "theme", "value": name}) in reader.tags
     links = [str(attributes["href"]) for tag, attributes in reader.tags if tag == "a"]
-    assert links[:2] == ["./", f"./compare?theme={name}"]
-    assert dict(parse_qsl(links[2].removeprefix("?"))) == {
+    assert links[:3] == ["./", f"./compare?theme={name}", f"./bench?theme={name}"]
+    assert dict(parse_qsl(links[3].removeprefix("?"))) == {
         **MLP,
         "pattern": "2:4",
         "order": "hungarian",
