@@ -23,7 +23,7 @@ FORMAT = 1  # of a cell's file
 class Arm:
     """One endpoint of a cell. error: ‖logits − fp32 logits‖ / ‖fp32 logits‖, taken before it was timed.
 
-    why: the reason when there is no timing. converted: layers that ran as 2:4.
+    why: the reason when there is no timing. converted: layers that ran as 2:4, as 8-bit products, or both.
     """
 
     endpoint: str

@@ -166,8 +166,9 @@ class _Plan:
         self, one: Endpoint, arm: Arm, network: nn.Module, images: Tensor, won: list[str], reference: Tensor
     ) -> tuple[Arm, Call | None]:
         """The call of an endpoint whose logits are right; without one, the reason."""
-        layers = convertible(one, network, won if one.sparse == "selective" else self.layers) if one.sparse else []
-        if one.sparse and not layers:
+        asked = won if one.sparse == "selective" else self.layers
+        layers = convertible(one, network, asked) if one.converts else []
+        if one.converts and not layers:
             return replace(arm, why=_no_layer(one)), None
         try:
             call = build(one, network, images, layers, self.orders)
@@ -181,7 +182,11 @@ class _Plan:
 
 
 def _no_layer(endpoint: Endpoint) -> str:
-    """Why nothing of a network runs as 2:4 at an endpoint, which then would be a dense one by another name."""
+    """Why an endpoint converts nothing of a network, and then would be another one by a wrong name."""
+    if endpoint.eight_bit:
+        return (
+            f"no Linear layer that packs has sides of multiples of 32, so nothing of it would be {endpoint.arithmetic}"
+        )
     what = "no layer was faster as 2:4 by itself" if endpoint.sparse == "selective" else "no Linear layer packs"
     return f"{what}, so nothing of it would be 2:4"
 

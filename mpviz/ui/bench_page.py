@@ -126,18 +126,25 @@ def _about(cell: Cell) -> str:
 
 
 def _table(cells: list[Cell], theme: str) -> str:
-    """All endpoints of all runs: medians with quartiles, or the reason why there is none."""
-    rows = []
-    for row in cells_table(cells).to_dict("records"):
+    """All endpoints of all runs: medians with quartiles, or the reason why there is none.
+
+    Memory and energy have columns where any of them was told, which a CPU does not.
+    """
+    rows, every = [], cells_table(cells)
+    told = [(key, head) for key, head in (("peak_mib", "memory of a call, MiB"), ("joules_per_image", "J/image"))
+            if every[key].notna().any()]  # fmt: skip
+    for row in every.to_dict("records"):
         timed = math.isfinite(row["median_ms"])
         low, median, high = (text.significant(row[f"{name}_ms"]) for name in ("low", "median", "high"))
         rows.append([
             text.escape(row["endpoint"]), text.escape(row["arithmetic"]), str(row["batch"]), str(row["tome"] or "–"),
             f"{median} ({low}–{high})" if timed else "–",
             tables.cell(float(row["images_per_s"])) if timed else "–",
+            *(text.significant(row[key]) for key, _ in told),
             "–" if math.isnan(row["error"]) else f"{row['error']:.1e}" if row["error"] else "0", _wrapped(row["why"]),
         ])  # fmt: skip
-    head = ("endpoint", "arithmetic", "batch", "merged", "median ms (quartiles)", "images/s", "error", "why not")
+    head = ("endpoint", "arithmetic", "batch", "merged", "median ms (quartiles)", "images/s", *(one for _, one in told),
+            "error", "why not")  # fmt: skip
     return tables.html_table(head, rows, theme)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import mpviz as mp
 from mpviz.benchmark import endpoints, running
-from mpviz.benchmark.endpoints import ENDPOINTS, build, chosen, convertible, make_sparse, missing
+from mpviz.benchmark.endpoints import ENDPOINTS, build, chosen, convert, convertible, missing
 from mpviz.benchmark.packing import best_two
 from mpviz.errors import Cancelled, CheckpointError, ModelError, PatternError
 
@@ -188,7 +188,7 @@ def test_sparse_layers_are_searched_with_their_own_inputs(vit, monkeypatch):
     order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = network(x)
-        make_sparse(network, x, names, {names[0]: order})
+        convert(ENDPOINTS["2:4"], network, x, names, {names[0]: order})
         torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
     assert given == [(3, 50, 128), (3, 50, 128), (3, 50, 128), (3, 50, 512)]
     assert torch.equal(network.blocks[0].attn.qkv.linear.weight, vit.blocks[0].attn.qkv.weight[:, order])

@@ -62,6 +62,9 @@ class Bench:
         self.name, self.model, self.images_used = name, mp.load_model(name), calibration
         self.data = mp.load_data("fashion-mnist", folder="bundled")
         self.images, self.labels = self.data.test.sample()
+        if any(isinstance(module, nn.Conv2d) and module.kernel_size[0] < 7 for module in self.model.modules()):
+            self.model = self.model.to(memory_format=torch.channels_last)  # twice as fast on a CPU, same numbers
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
         self.dense = logits(self.model, self.images)
         self.table: pd.DataFrame = mp.analyze(self.model)
         self.moments: dict[int, dict[str, Moments]] = {}

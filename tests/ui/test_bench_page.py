@@ -14,7 +14,8 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from mpviz.benchmark.ledger import Cell, cells_table
+from mpviz.benchmark.ledger import Arm, Cell, cells_table
+from mpviz.benchmark.timing import Timing
 from mpviz.errors import CheckpointError
 from mpviz.paper import paper_rows
 from mpviz.two_four import benchmark_cells, layers_of, route
@@ -100,6 +101,20 @@ def test_all_endpoints_stand_in_a_table_with_their_reason() -> None:
                         "4.0e-03", ""]  # fmt: skip
     assert shown[6] == ["2:4 selective compiled", "bfloat16", "64", "–", "–", "–", "–", "out of <memory>"]
     assert [row[3] for row in shown] == ["–"] * 7 + ["8"] * 7
+
+
+def test_memory_and_energy_have_columns_where_a_gpu_told_them(cells: list[Cell]) -> None:
+    samples = (0.01,) * 5
+    told = Arm("bf16", "bfloat16", Timing(samples, samples, 1, 512 * 2**20, 3.2), 0.004)
+    cells.append(cell((told, arm("2:4", 20.0)), "another", 64))
+    page = page_of(network="another")[2]
+    assert "<th" in page and "memory of a call, MiB" in page and "J/image" in page
+    shown = tables_of(page)[0]
+    assert [row[5:9] for row in shown] == [
+        ["6\u202f400", "512", "0.0500", "4.0e-03"],
+        ["3\u202f200", "–", "–", "4.0e-03"],
+    ]
+    assert "J/image" not in page_of(**ON_GPU)[2]
 
 
 def test_ratios_name_both_sides_and_how_they_are_known() -> None:
