@@ -61,10 +61,12 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
 def toml_section(path: tuple[str, ...], values: Mapping[str, Any]) -> str:
     """A table of TOML and those below it. Raises RecipeError for a value that TOML cannot hold."""
     lines = ["[" + ".".join(map(_key, path)) + "]"]
-    lines += [f"{_key(k)} = {_value(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
+    empty = [key for key, value in values.items() if isinstance(value, Mapping) and not value]
+    lines += [f"{_key(k)} = {{}}" if k in empty else f"{_key(k)} = {_value(v)}" for k, v in values.items()
+              if k in empty or not isinstance(v, Mapping)]  # fmt: skip
     text = "\n".join(lines) + "\n"
     for key, inner in values.items():
-        if isinstance(inner, Mapping) and (inner or len(path) > 1):  # a recipe's own tables are empty by default
+        if isinstance(inner, Mapping) and inner:
             text += "\n" + toml_section((*path, key), inner)
     return text
 

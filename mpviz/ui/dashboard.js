@@ -1,5 +1,12 @@
-// Names for controls inside shadow trees, the arrow keys, and pictures of figures. Everything else is Python.
+// Names for controls inside shadow trees, keys, pictures of figures, and looks that the address asks for. All else is Python.
 (() => {
+  const asked = new URLSearchParams(location.search);
+  if (asked.get("theme") === "dark") document.documentElement.dataset.theme = "dark";
+  for (const [name, card] of [["lower", "budgets"], ["right", "coverage"]]) {
+    const shown = asked.get(name);
+    if (shown) document.querySelector(`.card.${card}`).dataset.shown = shown;
+  }
+
   const CONTROLS = "input, select, textarea, button, .noUi-handle";
   const deep = (node, selector) => {
     const found = node.querySelector(selector);
@@ -75,6 +82,12 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") for (const menu of menus) menu.open = false;
+    const typing = event.composedPath()[0].matches?.("input:not([type=checkbox], [type=radio]), textarea");
+    if ((event.ctrlKey || event.metaKey) && !event.altKey && /^[zy]$/i.test(event.key) && !typing) {
+      const what = event.shiftKey || /^y$/i.test(event.key) ? "redo" : "undo";
+      document.dispatchEvent(new CustomEvent("mpviz-take", { detail: { what, form: "step" } }));
+      event.preventDefault();
+    }
     const side = { ArrowLeft: "previous", ArrowRight: "next" }[event.key];
     const held = last && document.activeElement === document.body && deep(last, CONTROLS)?.disabled;
     if (held) return; // the arrow was meant for a control that is waiting

@@ -42,7 +42,7 @@ def app(
     """
     pn.extension("plotly")
     document = pn.state.curdoc
-    session = Session(model, data, folder, report, document)
+    session = Session(model, data, folder, report, document, _asked())
     page = pn.Template(read_page_file(".html"))
     page.add_variable("mpviz_css", page_css())
     page.add_variable("mpviz_js", read_page_file(".js"))
@@ -61,6 +61,16 @@ def app(
     # only once the page is there: importing torch would hold it up
     pn.state.onload(session.open)
     return page
+
+
+def _asked() -> dict[str, list[str]]:
+    """The query of the page's address; bokeh's own arguments are none of ours."""
+    arguments = pn.state.session_args or {}
+    return {
+        name: [value.decode("utf-8", "replace") for value in values]
+        for name, values in arguments.items()
+        if not name.startswith("bokeh-")
+    }
 
 
 def serve(

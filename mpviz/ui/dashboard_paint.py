@@ -41,7 +41,7 @@ OWN_BETA = {"attention": ("beta_attention", "same_attention"), "mlp": ("beta_mlp
 # sliders that a double click sets back to where they began
 RESETS = ("sparsity", "beta", "decay_end", "beta_attention", "beta_mlp")
 # what waits for a network
-_NEEDS_NETWORK = (*SETTINGS, "previous", "next", "recipe", "report")
+_NEEDS_NETWORK = (*SETTINGS, "previous", "next", "recipe", "report", "recipe_text", "apply", "session", "session_file")
 _NEEDS_LAYERS = ("lock", *(name for pair in OWN_BETA.values() for name in pair))
 
 
@@ -49,8 +49,8 @@ _NEEDS_LAYERS = ("lock", *(name for pair in OWN_BETA.values() for name in pair))
 class Seen:
     """What the page shows besides the Workbench. wb: None until the first network is loaded. edit: counts draggings.
 
-    lower: what the card below the spectrum shows, "budgets", "layers", "spikes" or "samples". right: what the card
-    beside the spectrum shows, "coverage", "tiers", "margins", "attribution" or "cards".
+    lower: what the card below the spectrum shows, "budgets", "layers", "spikes", "samples" or "recipe". right: what
+    the card beside the spectrum shows, "coverage", "tiers", "margins", "attribution" or "cards".
     """
 
     wb: Workbench | None
@@ -134,6 +134,16 @@ def _sample_rows(roots: Roots, seen: Seen, wb: Workbench) -> None:
         roots["sample_rows"].param.update(cells=cells, ids=rows.keys(cells, "row"), selected=selected)
 
 
+def _recipe(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if seen.lower == "recipe":
+        roots["recipe_text"].value = wb.recipe_text
+
+
+def _steps(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    for name in ("undo", "redo"):
+        roots[name].disabled = not getattr(wb, f"{name}able")
+
+
 def _sample(roots: Roots, seen: Seen, wb: Workbench) -> None:
     if wb.proofs is not None:
         roots["sample_rows"].selected = str(min(wb.sample, len(wb.proofs.samples) - 1))
@@ -201,6 +211,8 @@ def _waiting(roots: Roots, seen: Seen) -> None:
     """The page before its first network."""
     for name in _NEEDS_LAYERS:
         roots[name].disabled = True
+    for name in ("undo", "redo"):
+        roots[name].disabled = True
     failed = seen.job.state in ("failed", "cancelled")
     message = "No network yet; choose one on the left." if failed else f"{text.escape(seen.job.message)} …"
     for name in ("strip", "spectrum", "coverage", "budgets"):
@@ -247,6 +259,8 @@ _WITH_NETWORK: list[tuple[Callable[[Roots, Seen, Workbench], None], set[str]]] =
     (_tiers, {"tiers", "proofs", "right"}),
     (_sample_rows, {"proofs", "lower"}),
     (_sample, {"sample"}),
+    (_recipe, {"lower", "model", "data", "split", *PLAN}),
+    (_steps, {"undoable", "redoable"}),
     (_strip, {"table", "layer", "theme"}),
     (_spectrum, {"spectrum", "scale", "log_y", "view", "theme"}),
     (_lock, {"layer", "locked", "budgets"}),

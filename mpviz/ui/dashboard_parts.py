@@ -17,6 +17,7 @@ from panel.util import LazyHTMLSanitizer
 
 from mpviz.nets.paths import data_root
 from mpviz.ui.css import read_shared
+from mpviz.ui.dashboard_faces import LOWER, RIGHT
 from mpviz.ui.dashboard_words import read_page_file
 from mpviz.ui.figures import CONFIG, TIER_WORDS, empty
 from mpviz.ui.layer_figure import LOOKS
@@ -146,6 +147,16 @@ def text_input(placeholder: str) -> pn.widgets.TextInput:
     return pn.widgets.TextInput(placeholder=placeholder, **_style(sizing_mode="stretch_width"))
 
 
+def text_area() -> pn.widgets.TextAreaInput:
+    """Lines of text; its value changes when the focus goes."""
+    return pn.widgets.TextAreaInput(resizable=False, max_length=20_000, **_style(["text"], sizing_mode="stretch_both"))
+
+
+def file_input(accept: str) -> pn.widgets.FileInput:
+    """A file of the visitor; its value is what is in it."""
+    return pn.widgets.FileInput(accept=accept, **_style(["small"], sizing_mode="stretch_width"))
+
+
 def integer(value: int, step: int) -> pn.widgets.IntInput:
     """A whole number. Without bounds: the page would keep what is beyond them, and say nothing."""
     return pn.widgets.IntInput(value=value, step=step, **_style(sizing_mode="stretch_width"))
@@ -194,6 +205,12 @@ def page_parts(model: str, data: str, with_report: bool) -> dict[str, Any]:
         "budgets": figure_pane(),
         "layers": rows(LAYER_COLUMNS, "all layers", "layer", "Choose a model to see its layers."),
         "spikes": rows(SPIKE_COLUMNS, "spikes of the layer in view", "spike", "Nothing stands out of the bulk here."),
+        "recipe_text": text_area(),
+        "apply": button("Apply", "strong", wide=True),
+        "session": download("Save session", "session.json"),
+        "session_file": file_input(".json"),
+        "undo": button("↶", "tight"),
+        "redo": button("↷", "tight"),
         "sample_rows": rows(SAMPLE_COLUMNS, "samples that were proved", "sample", SAMPLES_EMPTY),
         "lower": _lower(),
         "courier": Courier(width=0, height=0, margin=0),
@@ -210,18 +227,12 @@ def _theme() -> pn.widgets.Toggle:
     return made
 
 
-LOWER = ("budgets", "layers", "spikes", "samples")
-
-
 def _lower() -> pn.widgets.RadioButtonGroup:
     """What the card below the spectrum shows; it changes in the browser at once."""
     made = choice({name: name for name in LOWER}, LOWER[0], "tight")
     names = ", ".join(f'"{name}"' for name in LOWER)
     made.jscallback(value=f"document.querySelector('.card.budgets').dataset.shown = [{names}][cb_obj.active]")
     return made
-
-
-RIGHT = ("coverage", "tiers", "margins", "attribution", "cards")
 
 
 def _right() -> pn.widgets.RadioButtonGroup:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpviz.errors import MpvizError
+from mpviz.ui import dashboard_files as files
 from mpviz.ui import dashboard_parts as parts
-from mpviz.ui import text
-from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, RESETS, SETTINGS, Seen, paint
-from mpviz.ui.rows import toggled
-from mpviz.ui.takeaway import take
+from mpviz.ui.dashboard_actions import Actions
+from mpviz.ui.dashboard_address import ADDRESSED, Address, read_address
+from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, SETTINGS, Seen, paint
 from mpviz.workbench.jobs import Job
 from mpviz.workbench.views import JobStatus
 
@@ -27,11 +25,12 @@ if TYPE_CHECKING:
 Report = Callable[["Workbench"], str]
 
 
-class Session:
+class Session(Actions):
     """The page of one browser and the Workbench behind it.
 
     folder: of `data`. report: makes the HTML of a report; None leaves its button out. document: of the browser
-    session; None paints at once, in the calling thread. roots: the parts of the page by their names in the template.
+    session; None paints at once, in the calling thread. asked: the query of the address, a list of texts a name. roots:
+    the parts of the page by their names in the template.
     """
 
     def __init__(
@@ -41,13 +40,24 @@ class Session:
         folder: str | None = None,
         report: Report | None = None,
         document: Document | None = None,
+        asked: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.wb: Workbench | None = None
-        self.roots = parts.page_parts(model, data, with_report=report is not None)
+        self._error, self._edit = "", 0
+        try:
+            self._asked = read_address(asked or {})
+        except MpvizError as error:
+            self._asked, self._error = Address(), str(error)
+        self.roots = parts.page_parts(
+            self._asked.text("model") or model, self._asked.text("data") or data, report is not None
+        )
         self._first_data, self._folder, self._report = data, folder, report
-        self._theme, self._error, self._edit, self._lower = "light", "", 0, parts.LOWER[0]
-        self._right = parts.RIGHT[0]
+        self._theme, self._lower, self._right = self._asked.theme, self._asked.lower, self._asked.right
+        for name in ("lower", "right"):
+            self.roots[name].value = getattr(self._asked, name)
+        self.roots["theme"].value = self._theme == "dark"
         self._loading: Job | None = None
+        self._address = ""
         self._bridge = parts.Bridge(document, self._paint)
         self._follow_controls()
         self._paint(set(EVERYTHING))
@@ -85,11 +95,21 @@ class Session:
             "prove": self._prove,
             "precompute": lambda: self._with(lambda wb: wb.precompute()),
             "cancel": self._cancel,
+            "apply": self._apply,
+            "undo": lambda: self._with(lambda wb: wb.undo()),
+            "redo": lambda: self._with(lambda wb: wb.redo()),
             "dismiss": self._dismiss,
         }
         for name, action in actions.items():
             on(name, "clicks", partial(_without_argument, action))
-        for name, make in {"checkpoint": _checkpoint, "recipe": _recipe, "report": self._report_html}.items():
+        on("session_file", "value", self._open_session)
+        made = {
+            "checkpoint": files.checkpoint,
+            "recipe": files.recipe,
+            "session": files.session,
+            "report": self._report_html,
+        }
+        for name, make in made.items():
             if name in self.roots:
                 self.roots[name].callback = self._making(make)
 
@@ -99,7 +119,8 @@ class Session:
         """Load a network or a data set in the background; on an error everything stays as it is."""
         if self.job.busy:
             return
-        self._show_error("")
+        if self._loading is not None:
+            self._show_error("")
         wb = self.wb
         name = model or (self.roots["model"].value if wb is None else wb.model)
         source = data or (self.roots["data"].value if wb is None else wb.data)
@@ -124,8 +145,14 @@ class Session:
     def _adopt(self, wb: Workbench) -> None:
         self.wb = wb
         names = [name for name in wb.param if name != "name"]
+        if self._asked.asked:
+            self._with(lambda wb: wb.restore({**self._asked.state_asked(), **self._sources(wb)}))
         wb.param.watch(lambda *events: self._bridge.mark([event.name for event in events]), names)
         wb.start_preview()
+
+    def _sources(self, wb: Workbench) -> dict[str, str]:
+        """What is loaded, as a state says it."""
+        return {"model": wb.model, "data": wb.data, "folder": wb.state.get("folder", "")}
 
     @property
     def job(self) -> JobStatus:
@@ -142,139 +169,7 @@ class Session:
         if self.wb is not None:
             self.wb.close()
 
-    # --- what people do -------------------------------------------------------------------------------------------
-
-    def _with(self, action: Callable[[Workbench], Any]) -> None:
-        """Do it to the Workbench; what goes wrong is shown as a sentence."""
-        if self.wb is None:
-            return
-        try:
-            action(self.wb)
-        except (MpvizError, ValueError) as error:
-            self._show_error(str(error))
-        else:
-            if self._error:
-                self._show_error("")
-
-    def _show_error(self, message: str) -> None:
-        self._error = message
-        self._bridge.mark(["error"])
-
-    def _set(self, name: str, value: Any) -> None:
-        if self.wb is None or getattr(self.wb, name) == value:
-            return
-        if value is not None:  # else an emptied number field
-            self._with(lambda wb: wb.change(**{name: value}))
-        self._bridge.mark([name])  # what was refused goes back to what holds
-
-    def _set_samples(self, value: int | None) -> None:
-        """As many as the split has, and at least one; what was typed is put right where it was typed."""
-        if self.wb is None or value is None:
-            self._bridge.mark(["samples"])
-            return
-        most = self.wb.available
-        within = min(max(value, 1), most)
-        self._set("samples", within)
-        if within != value:
-            self._bridge.mark(["samples"])
-            images = text.plural(most, "image")
-            self._show_error(f"{text.count(value)} images asked for; the {self.wb.split} split has {images}")
-
-    def _set_own_beta(self, setting: str, box: str, value: float) -> None:
-        if not self.roots[box].value:
-            self._set(setting, value)
-
-    def _set_same(self, setting: str, same: bool) -> None:
-        if self.wb is not None and same != (getattr(self.wb, setting) is None):
-            value = None if same else self.roots[setting].value
-            self._with(lambda wb: wb.change(**{setting: value}))
-
-    def _set_lock(self, lock: bool) -> None:
-        if self.wb is None or lock == (self.wb.layer in self.wb.locked):
-            return
-        self._set("locked", toggled(self.wb.locked, self.wb.layer))
-
-    def _set_theme(self, dark: bool) -> None:
-        self._theme = "dark" if dark else "light"
-        self._bridge.mark(["theme"])
-
-    def _set_right(self, shown: str) -> None:
-        self._right = shown
-        self._bridge.mark(["right"])
-
-    def _prove(self) -> None:
-        if self._right == parts.RIGHT[0]:
-            self.roots["right"].value = parts.RIGHT[1]  # where the proofs will appear
-        self._with(lambda wb: wb.certify())
-
-    def _set_lower(self, shown: str) -> None:
-        self._lower = shown
-        self._bridge.mark(["lower"])
-
-    def _in_layers(self, said: dict[str, Any]) -> None:
-        row = str(said.get("row", ""))
-        what = said.get("what")
-        if what == "pick":
-            self._with(lambda wb: wb.select(row))
-        elif what == "lock":
-            self._with(lambda wb: wb.change(locked=toggled(wb.locked, row)))
-        else:
-            self._send("layers", "layers", str(what))
-
-    def _on_courier(self, said: dict[str, Any]) -> None:
-        what, form = str(said.get("what", "")), str(said.get("form", ""))
-        if form != "reset":
-            self._send("courier", what, form)
-        elif what in RESETS and self.wb is not None and not self.roots[what].disabled:
-            default = self.wb.param[what].default
-            self._set(what, self.wb.beta if default is None else default)
-
-    def _in_spikes(self, said: dict[str, Any]) -> None:
-        if said.get("what") != "pick":
-            self._send("spikes", "spikes", str(said.get("what")))
-
-    def _in_samples(self, said: dict[str, Any]) -> None:
-        row, what = str(said.get("row", "")), str(said.get("what"))
-        if what != "pick":
-            self._send("sample_rows", "samples", what)
-        elif row.isdigit():
-            if self._right in parts.RIGHT[:2]:
-                self.roots["right"].value = "margins"  # where the sample is marked and explained
-            self._with(lambda wb: wb.change(sample=int(row)))
-
-    def _click_layer(self, click: Any) -> None:
-        name = _clicked(click)
-        if name is not None:
-            self._with(lambda wb: wb.select(str(name)))
-
-    def _click_position(self, click: Any) -> None:
-        sparsity = _clicked(click)
-        if isinstance(sparsity, (int, float)):
-            self._set("sparsity", float(sparsity))
-
-    def _drag_position(self, moved: Any) -> None:
-        x = (moved or {}).get("shapes[0].x0")
-        if isinstance(x, (int, float)):
-            self._set("sparsity", round(min(max(x / 100, 0.0), 0.99), 2))
-            self._edit += 1
-            self._bridge.mark(["curve"])  # straight again, even where the sparsity stays the same
-
-    def _cancel(self) -> None:
-        if self.wb is not None:
-            self.wb.cancel()
-        elif self._loading is not None:
-            self._loading.cancel()
-
-    def _dismiss(self) -> None:
-        self._show_error("")
-        if self.wb is not None:
-            self.wb.change(error="")
-
     # --- files to take away ---------------------------------------------------------------------------------------
-
-    def _send(self, part: str, what: str, form: str) -> None:
-        """A file to the page, through the part of it that asked."""
-        self._with(lambda wb: self.roots[part].send(take(wb, what, form, self._theme).message))
 
     def _making(self, make: Callable[[Workbench], bytes]) -> Callable[[], Any]:
         """A coroutine function that makes a file on another thread; after an error, which is shown, it gives None."""
@@ -302,6 +197,16 @@ class Session:
             changed = set(EVERYTHING)
         page = (self._theme, self._edit, self._lower, self._right)
         paint(self.roots, Seen(self.wb, self.job, self._error, *page), changed)
+        self._write_address(changed)
+
+    def _write_address(self, changed: set[str]) -> None:
+        """Let the browser's address say what is set."""
+        if self.wb is None or not changed & ADDRESSED:
+            return
+        search = Address(self._theme, self._lower, self._right, self.wb.state).query()
+        if search != self._address:
+            self._address = search
+            self.roots["courier"].send({"kind": "address", "search": search})
 
 
 def _without_argument(action: Callable[[], Any], _: Any) -> None:
@@ -317,18 +222,3 @@ def _workbench(job: Job, model: str, data: str, folder: str | None) -> Workbench
         wb.close()
         job.tell(1.0, "")
     return wb
-
-
-def _checkpoint(wb: Workbench) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="mpviz-") as folder:
-        return wb.save(Path(folder) / "pruned.safetensors").read_bytes()
-
-
-def _recipe(wb: Workbench) -> bytes:
-    return wb.export_recipe().encode()
-
-
-def _clicked(click: Any) -> Any:
-    """What the clicked mark stands for: the customdata of its point."""
-    points = (click or {}).get("points") or [{}]
-    return points[0].get("customdata")

@@ -32,6 +32,8 @@ class Settings(param.Parameterized):
     sample = param.Integer(0, bounds=(0, None), doc="row of the proved samples that is looked at")
     tiers = param.List(list(TIERS_SHOWN), item_type=str, doc="tiers that are drawn and explained")
 
+    undoable = param.Boolean(False, doc="whether there is a step to undo")
+    redoable = param.Boolean(False, doc="whether there is a step to redo")
     table = param.DataFrame(None, doc="of mp.analyze")
     budgets = param.DataFrame(None, doc="one row a prunable layer")
     spectrum = param.Parameter(None, doc="SpectrumView of the layer in view")

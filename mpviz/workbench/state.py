@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
@@ -23,8 +23,8 @@ from mpviz.prune.allocate import layer_names
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
 from mpviz.workbench.jobs import Job, sentence
 from mpviz.workbench.measure import Aim, Measurer, Samples, open_samples
+from mpviz.workbench.memory import Remembering
 from mpviz.workbench.names import PLAN
-from mpviz.workbench.proving import Proving
 from mpviz.workbench.sources import Subject, open_data, open_subject
 from mpviz.workbench.views import JobStatus
 
@@ -34,7 +34,7 @@ def _telling(subject: Subject) -> str:
     return max(subject.ranking.names, key=lambda name: len(subject.spectra[name].eigenvalues))
 
 
-class Workbench(Proving):
+class Workbench(Remembering):
     """One network, one data set, one plan; every face shows and edits this.
 
     >>> wb = Workbench("fashion-mlp")             # doctest: +SKIP
@@ -63,6 +63,7 @@ class Workbench(Proving):
         self._valid: dict[str, Any] = {}
         self._folder = folder
         self._job: Job | None = None
+        self._adopting = False
         self._described: Samples | None = None
         self._measurer = Measurer(self._measured, lambda error: self._set(error=sentence(error)))
         self.certificate: Certificate | None = None
@@ -87,8 +88,17 @@ class Workbench(Proving):
         """How many samples the chosen split has."""
         return len(getattr(self._splits, self.split))
 
-    def open(self, model: str | Path | nn.Module, data: str | None = None, folder: str | None = None) -> Job:
-        """Load another network (and data set) in the background; on an error everything stays as it is."""
+    def open(
+        self,
+        model: str | Path | nn.Module,
+        data: str | None = None,
+        folder: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Load another network (and data set) in the background; on an error everything stays as it is.
+
+        settings: set in the same step.
+        """
         if data is None and folder is None:
             folder = self._folder
 
@@ -98,30 +108,40 @@ class Workbench(Proving):
             name = data or self.data
             job.tell(0.8, f"reading {name}")
             splits = open_data(name, folder, subject.network)
-            samples = open_samples(subject.network, getattr(splits, self.split), self.samples, cancelled=job.cancelled)
+            chosen = {} if settings is None else self._fitting(settings, subject)
+            split, n = chosen.get("split", self.split), chosen.get("samples", self.samples)
+            samples = open_samples(subject.network, getattr(splits, split), n, cancelled=job.cancelled)
             job.claim()
             self._folder = folder
-            self._adopt(subject, name, splits, samples)
+            self._adopt(subject, name, splits, samples, chosen)
 
         return self._run("load", load, abandonable=True)
 
-    def _adopt(self, subject: Subject, data: str, splits: Any, samples: Samples | None = None) -> None:
+    def _adopt(
+        self, subject: Subject, data: str, splits: Any, samples: Samples | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         with self._lock:
-            self._subject, self._splits = subject, splits
-            self._use_samples(samples)
+            self._subject, self._splits, self._history = subject, splits, None
+            chosen = dict(settings or {})
             self.certificate = self.masks = self.pruned = self.pruned_at = None
-            prunable = subject.ranking.names
+            self._adopting = True
+            prunable, layer = subject.ranking.names, chosen.pop("layer", self.layer)
+            locked = chosen.pop("locked", self.locked)
             with param.parameterized.batch_call_watchers(self), param.edit_constant(self):
                 self.param.update(
                     model=subject.name,
                     data=data,
-                    locked=[name for name in self.locked if name in prunable],
+                    locked=[name for name in locked if name in prunable],
                     table=subject.table,
                     comparison=None,
                     proofs=None,
                     error="",
-                    layer=self.layer if self.layer in subject.spectra else _telling(subject),
+                    layer=layer if layer in subject.spectra else _telling(subject),
+                    **chosen,
                 )
+                self._use_samples(samples)
+            self._adopting = False
             self._show_layer()
         self._plan()
 
@@ -169,6 +189,8 @@ class Workbench(Proving):
     def _plan(self, *_: Any) -> None:
         """What a slider step does: layer budgets, and the look-up of what is known there."""
         with self._lock:
+            if self._adopting:  # it comes once all is set
+                return
             plan, subject = self.plan, self._subject
             try:
                 weights, counts = self._counts(plan.sparsity, plan, subject)
@@ -188,7 +210,7 @@ class Workbench(Proving):
                     counts,
                 )
             )
-            self.param.update(budgets=budgets, error="", curve=self._measurer.curve())
+            self.param.update(budgets=budgets, error="", curve=self._measurer.curve(), **self._remember())
 
     # --- the preview ----------------------------------------------------------------------------------------------
 
@@ -213,6 +235,8 @@ class Workbench(Proving):
 
     def _on_samples(self, *_: Any) -> None:
         with self._lock:
+            if self._adopting:
+                return
             self._use_samples()
         self._plan()
 
