@@ -647,3 +647,50 @@ def test_samples_have_pictures_and_tiers_have_words_and_switches(dashboard: Page
     slider.focus()
     slider.press("ArrowRight")
     card.get_by_text("of an older plan").wait_for()
+
+
+def test_what_is_set_is_in_the_address_and_can_be_undone_pasted_and_opened(dashboard: Page, tmp_path: Path) -> None:
+    page = dashboard
+    page.evaluate("window.kept = history.length")
+    handle = page.locator(".plan .removed .noUi-handle")
+    handle.focus()
+    for _ in range(3):
+        handle.press("ArrowRight")
+    until(page, lambda: "sparsity=0.53" in page.url)
+    assert page.evaluate("history.length === window.kept"), "the way back leads to the page before, not through a slider"
+    page.locator("h1").click()  # the focus is nowhere
+    page.keyboard.press("Control+z")
+    until(page, lambda: "sparsity" not in page.url)
+    page.keyboard.press("Control+Shift+Z")
+    until(page, lambda: "sparsity=0.53" in page.url)
+    page.get_by_role("button", name="undo", exact=True).click()
+    until(page, lambda: "50" in title(page, "budgets"))
+
+    page.locator(".budgets .tools").get_by_text("recipe", exact=True).click()
+    text = page.get_by_label("recipe as text")
+    until(page, lambda: "sparsity = 0.5\n" in text.input_value())
+    text.fill("[budget]\nsparsity = 0.31\nlocked = ['features.fc2']\n")
+    text.press("Control+z")
+    assert "sparsity = 0.31" not in text.input_value(), "in a text the keys are the text's"
+    text.fill("[budget]\nsparsity = 0.31\nlocked = ['features.fc2']\n")
+    page.get_by_role("button", name="Apply").click()
+    until(page, lambda: "sparsity=0.31" in page.url and "locked=features.fc2.weight" in page.url)
+    until(page, lambda: 'locked = ["features.fc2.weight"]' in text.input_value())
+    with page.expect_download() as taken:
+        page.get_by_role("link", name="Save session").or_(page.get_by_text("Save session")).first.click()
+    saved = tmp_path / "session.json"
+    taken.value.save_as(saved)
+
+    link = page.url
+    page.goto(link)
+    page.locator(".plan").wait_for()
+    until(page, lambda: "sparsity = 0.31" in page.get_by_label("recipe as text").input_value(), START / 1000)
+    page.get_by_label("recipe as text").fill("[budget]\nsparsity = 1.31\n")
+    page.get_by_role("button", name="Apply").click()
+    page.get_by_text("'budget.sparsity' must be in [0, 1)").wait_for()
+    assert "sparsity=0.31" in page.url
+    page.get_by_label("recipe as text").fill("[budget]\nsparsity = 0.7\nlocked = []\n")
+    page.get_by_role("button", name="Apply").click()
+    until(page, lambda: "sparsity=0.7" in page.url)
+    page.locator("input[type=file]").set_input_files(saved)
+    until(page, lambda: page.url == link)
