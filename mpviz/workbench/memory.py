@@ -72,7 +72,7 @@ class Remembering(Proving):
     @property
     def recipe_text(self) -> str:
         """The sections of the recipe that the controls make, as TOML; `apply` takes it back."""
-        values = self.recipe.to_dict()
+        values = self._present().to_dict()
         return "\n".join(toml_section((name,), values[name]) for name in CONTROLLED)
 
     def apply(self, recipe: str | Recipe) -> Job | None:

@@ -657,7 +657,9 @@ def test_what_is_set_is_in_the_address_and_can_be_undone_pasted_and_opened(dashb
     for _ in range(3):
         handle.press("ArrowRight")
     until(page, lambda: "sparsity=0.53" in page.url)
-    assert page.evaluate("history.length === window.kept"), "the way back leads to the page before, not through a slider"
+    assert page.evaluate("history.length === window.kept"), (
+        "the way back leads to the page before, not through a slider"
+    )
     page.locator("h1").click()  # the focus is nowhere
     page.keyboard.press("Control+z")
     until(page, lambda: "sparsity" not in page.url)

@@ -318,6 +318,26 @@ def test_an_impossible_plan_is_a_sentence_and_a_possible_one_clears_it(view: Vie
     assert "unlock a layer" in line.value and slider(view, "sparsity, %").value == 20.0
 
 
+def test_undo_redo_and_the_recipe_are_at_hand(view: View, wb: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpviz.workbench.history.MERGE", 0.0)
+    undo, redo = (one for one in parts(view, w.Button) if one.icon in ("undo", "repeat"))
+    [words], [apply] = parts(view, w.Textarea), parts(view, w.Button, description="Apply")
+    wb.beta = 0.75
+    assert eventually(lambda: "beta = 0.75" in words.value and not undo.disabled)
+    undo.click()
+    assert wb.beta == 1.25
+    assert eventually(lambda: "beta = 1.25" in words.value and not redo.disabled)
+    redo.click()
+    assert wb.beta == 0.75
+    words.value = "[budget]\nbeta = 2.0\nbeta_by_role = {mlp = 0.5}\n"
+    apply.click()
+    assert (wb.beta, wb.beta_mlp) == (2.0, 0.5)
+    words.value = "[budget]\nbeta = 20.0\n"
+    apply.click()
+    assert wb.beta == 2.0
+    assert eventually(lambda: any("between 0.0 and 3.0" in one.value for one in parts(view, w.HTML)))
+
+
 def test_an_error_of_a_control_is_said_and_escaped(wb: Workbench) -> None:
     view = strip_view(wb)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets as w
 
 from mpviz.ui.widgets.desk import Desk
+from mpviz.workbench.names import PLAN
 
 SEB = "Spectral Edge Budgeting, arXiv:2606.02608"
 _TIPS = {
@@ -52,7 +53,43 @@ def plan_sliders(desk: Desk) -> list[w.Widget]:
     for control, name in ((beta, "beta"), (decay, "decay_end"), (signal, "signal")):
         desk.bind(control, name)
     roles = [_role_slider(desk, "attention"), _role_slider(desk, "mlp")]
-    return [sparsity_slider(desk), w.HBox([signal]), w.HBox([beta]), *roles, w.HBox([decay])]
+    first = w.HBox([sparsity_slider(desk), *_steps(desk)])
+    first.children[0].layout.flex = "1 1 auto"
+    return [first, w.HBox([signal]), w.HBox([beta]), *roles, w.HBox([decay])]
+
+
+def _steps(desk: Desk) -> list[w.Widget]:
+    """Buttons that undo and redo what was set."""
+    wb, made = desk.workbench, []
+    for name, icon, action in (("undo", "undo", wb.undo), ("redo", "repeat", wb.redo)):
+        tip = {"undo": "Undo the last change of the plan", "redo": "Take the last undo back"}[name]
+        button = w.Button(icon=icon, tooltip=tip, layout=w.Layout(width="28px", height="24px", margin="1px 0 1px 4px"))
+        button.on_click(lambda _, action=action: desk.act(action))
+
+        def follow(button: w.Button = button, name: str = name) -> None:
+            button.disabled = not getattr(wb, f"{name}able")
+
+        desk.paint((f"{name}able",), follow)
+        made.append(button)
+    return made
+
+
+def recipe(desk: Desk, height: int) -> w.Widget:
+    """All that is set as TOML, to change, paste and apply."""
+    wb = desk.workbench
+    words = w.Textarea(layout=w.Layout(width="auto", height=f"{height - 40}px"), continuous_update=False)
+    words.add_class("mpviz-recipe")
+    apply = w.Button(
+        description="Apply", layout=w.Layout(width="90px"),
+        tooltip="Set the controls to this text; lines that are left out change nothing. wb.recipe_text is what it says",
+    )  # fmt: skip
+    apply.on_click(lambda _: desk.act(wb.apply, words.value))
+
+    def follow() -> None:
+        words.value = wb.recipe_text
+
+    desk.paint(("model", "data", "split", *PLAN), follow)
+    return w.VBox([words, apply])
 
 
 def _role_slider(desk: Desk, role: str) -> w.Widget:

@@ -27,6 +27,8 @@ _RULES = """
 .mpviz .jupyter-button.mod-active { background: %(chosen)s; color: %(focus)s; border-color: %(focus)s;
   box-shadow: none; }
 .mpviz .mpviz-look select { padding: 0 2px 0 4px; font-size: 12px; }
+.mpviz .mpviz-recipe textarea { background: %(paper)s; color: %(ink)s; border-color: %(axis)s;
+  font: 11px/1.45 monospace; }
 .mpviz .jupyter-button:disabled { opacity: 0.5; }
 .mpviz :focus-visible { outline: 2px solid %(focus)s; outline-offset: 1px; }
 .mpviz .noUi-connect { background: %(focus)s; }

@@ -11,7 +11,7 @@ from mpviz.ui.layer_figure import LOOKS, SHUFFLED_TIP, layer_figure, look
 from mpviz.ui.takeaway import proof_figure, stamped
 from mpviz.ui.theme import Json
 from mpviz.ui.widgets import page
-from mpviz.ui.widgets.controls import job_button, lock_button, plan_sliders
+from mpviz.ui.widgets.controls import job_button, lock_button, plan_sliders, recipe
 from mpviz.ui.widgets.desk import Desk, View
 from mpviz.ui.widgets.figure import Figure
 from mpviz.ui.widgets.table import layer_rows, sample_rows, spike_rows
@@ -172,11 +172,12 @@ def known(desk: Desk, height: int) -> w.Widget:
 
 
 def lower(desk: Desk, height: int) -> w.Widget:
-    """One of four, by a switch beside it: what each layer loses; tables of layers, of spikes, of proved samples."""
+    """One of five, by a switch beside it: what each layer loses; tables of layers, spikes, samples; the recipe."""
     parts = {"budgets": budgets(desk, height), "layers": layer_rows(desk, height), "spikes": spike_rows(desk, height),
-             "samples": sample_rows(desk, height)}  # fmt: skip
+             "samples": sample_rows(desk, height), "recipe": recipe(desk, height)}  # fmt: skip
     faces = {name: w.VBox([part], layout=w.Layout(overflow="hidden")) for name, part in parts.items()}
-    tips = ["what each layer loses", "all numbers of all layers", "spikes of the layer in view", "proved samples"]
+    tips = ["what each layer loses", "all numbers of all layers", "spikes of the layer in view", "proved samples",
+            "all that is set, as text"]  # fmt: skip
     switch = choice([(name, name) for name in faces], "62px", tips)
     switch.layout = _fixed("66px")
 
