@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpviz.errors import MpvizError
+from mpviz.errors import AccessError, MpvizError
 from mpviz.ui import dashboard_parts as parts
 from mpviz.ui import text
 from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, RESETS, SETTINGS, Seen, paint
@@ -18,6 +18,7 @@ from mpviz.ui.rows import toggled
 from mpviz.ui.takeaway import take
 from mpviz.workbench.jobs import Job
 from mpviz.workbench.views import JobStatus
+from mpviz.workbench.visits import Visit, Visits
 
 if TYPE_CHECKING:
     from bokeh.document import Document
@@ -31,7 +32,8 @@ class Session:
     """The page of one browser and the Workbench behind it.
 
     folder: of `data`. report: makes the HTML of a report; None leaves its button out. document: of the browser
-    session; None paints at once, in the calling thread. roots: the parts of the page by their names in the template.
+    session; None paints at once, in the calling thread. visit: what this session may do on a server; else
+    anything. roots: the parts of the page by their names in the template.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class Session:
         folder: str | None = None,
         report: Report | None = None,
         document: Document | None = None,
+        visit: Visit | None = None,
     ) -> None:
+        self._visit = Visits().enter() if visit is None else visit
         self.wb: Workbench | None = None
         self.roots = parts.page_parts(model, data, with_report=report is not None)
         self._first_data, self._folder, self._report = data, folder, report
@@ -49,6 +53,10 @@ class Session:
         self._right = parts.RIGHT[0]
         self._loading: Job | None = None
         self._bridge = parts.Bridge(document, self._paint)
+        self._visit.end = self.close
+        self._visit.show_error = lambda message: self._bridge.soon(lambda: self._show_error(message))
+        self._visit.receive = lambda name: self._bridge.soon(lambda: self.open(model=name))
+        parts.offer(self.roots, self._visit.gate)
         self._follow_controls()
         self._paint(set(EVERYTHING))
 
@@ -81,9 +89,9 @@ class Session:
             "open": self._open_other,
             "previous": lambda: self._with(lambda wb: wb.previous_layer()),
             "next": lambda: self._with(lambda wb: wb.next_layer()),
-            "prune": lambda: self._with(lambda wb: wb.prune()),
+            "prune": lambda: self._start(lambda wb: wb.prune()),
             "prove": self._prove,
-            "precompute": lambda: self._with(lambda wb: wb.precompute()),
+            "precompute": lambda: self._start(lambda wb: wb.precompute()),
             "cancel": self._cancel,
             "dismiss": self._dismiss,
         }
@@ -104,9 +112,16 @@ class Session:
         name = model or (self.roots["model"].value if wb is None else wb.model)
         source = data or (self.roots["data"].value if wb is None else wb.data)
         folder = self._folder if source == self._first_data else None
+        try:
+            self._visit.admit("open", name, (source, folder))
+        except AccessError as error:
+            self._show_error(str(error))
+            self._bridge.mark(["model", "data"])
+            return
         if wb is None:
             # the import inside takes seconds the first time: the page is there before
-            self._loading = Job("load", lambda job: _workbench(job, name, source, folder), self._on_loading, True)
+            make = partial(self._visit.load, model=name, data=source, folder=folder)
+            self._loading = Job("load", make, self._on_loading, True)
             self._loading.start()
         elif (name, source) != (wb.model, wb.data):
             self._with(lambda wb: wb.open(name, source, folder))
@@ -117,6 +132,7 @@ class Session:
             self.open(model=name)
 
     def _on_loading(self, status: JobStatus) -> None:
+        self._visit.follow(status, self.roots["model"].value)
         if status.state == "failed":
             self._error = status.message
         self._bridge.mark(["job", "error"])
@@ -125,6 +141,7 @@ class Session:
         self.wb = wb
         names = [name for name in wb.param if name != "name"]
         wb.param.watch(lambda *events: self._bridge.mark([event.name for event in events]), names)
+        wb.param.watch(lambda event: self._visit.follow(event.new, wb.model), ["job"])
         wb.start_preview()
 
     @property
@@ -141,6 +158,7 @@ class Session:
             self._loading.cancel()
         if self.wb is not None:
             self.wb.close()
+        self._visit.close()
 
     # --- what people do -------------------------------------------------------------------------------------------
 
@@ -155,6 +173,11 @@ class Session:
         else:
             if self._error:
                 self._show_error("")
+
+    def _start(self, job: Callable[[Workbench], Any]) -> None:
+        """Start a job, where the server takes one more."""
+
+        self._with(lambda wb: self._visit.start(lambda: job(wb)))
 
     def _show_error(self, message: str) -> None:
         self._error = message
@@ -172,13 +195,15 @@ class Session:
         if self.wb is None or value is None:
             self._bridge.mark(["samples"])
             return
-        most = self.wb.available
+        limit = self._visit.limits.samples
+        most = self.wb.available if limit is None else min(self.wb.available, limit)
         within = min(max(value, 1), most)
         self._set("samples", within)
         if within != value:
             self._bridge.mark(["samples"])
             images = text.plural(most, "image")
-            self._show_error(f"{text.count(value)} images asked for; the {self.wb.split} split has {images}")
+            there = f"the {self.wb.split} split has" if most == self.wb.available else "this server measures up to"
+            self._show_error(f"{text.count(value)} images asked for; {there} {images}")
 
     def _set_own_beta(self, setting: str, box: str, value: float) -> None:
         if not self.roots[box].value:
@@ -205,7 +230,7 @@ class Session:
     def _prove(self) -> None:
         if self._right == parts.RIGHT[0]:
             self.roots["right"].value = parts.RIGHT[1]  # where the proofs will appear
-        self._with(lambda wb: wb.certify())
+        self._start(lambda wb: wb.certify())
 
     def _set_lower(self, shown: str) -> None:
         self._lower = shown
@@ -306,17 +331,6 @@ class Session:
 
 def _without_argument(action: Callable[[], Any], _: Any) -> None:
     action()
-
-
-def _workbench(job: Job, model: str, data: str, folder: str | None) -> Workbench:
-    job.tell(0.0, f"loading {model}")
-    from mpviz.workbench.state import Workbench
-
-    wb = Workbench(model, data, folder)
-    if job.cancelled():  # nobody waits for it any more
-        wb.close()
-        job.tell(1.0, "")
-    return wb
 
 
 def _checkpoint(wb: Workbench) -> bytes:
