@@ -176,7 +176,6 @@ class Session:
 
     def _start(self, job: Callable[[Workbench], Any]) -> None:
         """Start a job, where the server takes one more."""
-
         self._with(lambda wb: self._visit.start(lambda: job(wb)))
 
     def _show_error(self, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,7 @@ def _is_place(one: str) -> bool:
 
 
 def _real(one: str) -> str:
-    return str(Path(one).expanduser().resolve())
+    return os.path.realpath(Path(one).expanduser())
 
 
 def _name_of(one: str) -> str:
@@ -104,7 +105,7 @@ def _files_of(one: str) -> Iterator[tuple[str, str]]:
         yield place.name, str(place)
         return
     for path in sorted(place.rglob(f"*{SUFFIX}"))[:MOST_FILES]:
-        target = path.resolve()
+        target = Path(os.path.realpath(path))  # of a circle of links too, where resolve() raises
         # a link that leads out of the folder is not what its keeper listed
         if target.is_relative_to(place) and target.is_file():
             yield f"{place.name}/{path.relative_to(place).as_posix()}", str(target)
@@ -114,8 +115,8 @@ def _opened(name: str, offered: Mapping[str, str], what: str) -> str:
     if name in offered:
         return offered[name]
     try:
-        target = str(Path(name).resolve())
-    except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a zero byte
+        target = os.path.realpath(name)
+    except (OSError, ValueError):  # too long, a zero byte
         target = ""
     if target and Path(name).name and target in offered.values():
         return target
