@@ -6,13 +6,14 @@ import asyncio
 import hmac
 import logging
 import sys
+import time
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bokeh.server.views.auth_request_handler import AuthRequestHandler
-from bokeh.util.token import get_session_id
+from bokeh.util.token import check_token_signature, get_session_id, get_token_payload
 from panel.auth import BasicAuthProvider, BasicLoginHandler
 from panel.io.server import ComponentResourceHandler, DocHandler, WSHandler
 from tornado.web import HTTPError, RequestHandler
@@ -132,13 +133,18 @@ class SocketDoor(Door, WSHandler):
             return
         try:
             token = self.request.headers["Sec-WebSocket-Protocol"].split(",")[1].strip()
+            ours = check_token_signature(
+                token, secret_key=self.application.secret_key, signed=self.application.sign_sessions
+            )
+            late = get_token_payload(token)["session_expiry"] <= time.time()
             known = get_session_id(token) in {one.id for one in self.application_context.sessions}
         except (KeyError, IndexError, ValueError, TypeError, AttributeError):
             self.refuse(400, "this is no page's websocket")
             return
-        why = "" if known else self.house.visits.full()
-        if why:
-            self.refuse(503, why)
+        if not ours or late:  # said here in a sentence; bokeh would raise once the connection is open
+            self.refuse(403, "this page's session has ended; reload the page")
+        elif not known and self.house.visits.full():
+            self.refuse(503, self.house.visits.full())
 
 
 class ComponentDoor(Door, ComponentResourceHandler):
