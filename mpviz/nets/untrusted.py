@@ -21,6 +21,7 @@ MOST_TENSORS = 20_000
 # What may be asked of timm, up to which value: nothing here names a file, an address or a class.
 COUNTS = {"num_classes": 100_000, "in_chans": 64, "img_size": 1024}
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "token", "map")
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 _WEIGHT = "model/"
 
 
@@ -44,11 +45,16 @@ def check_checkpoint(path: str | Path) -> None:
     name, options, ranks = _source(path, file_of.metadata)
     if ranks:
         raise CheckpointError(f"{path.name} has layers stored as two, which only `mpviz analyze` on one's own opens")
-    shapes = {key[len(_WEIGHT) :]: slot.shape for key, slot in file_of.slots.items() if key.startswith(_WEIGHT)}
-    wanted = {key: tuple(value.shape) for key, value in _layout(name, options).state_dict().items()}
-    if shapes != wanted:
-        odd = sorted(key for key in shapes.keys() | wanted.keys() if shapes.get(key) != wanted.get(key))
+    slots = {key[len(_WEIGHT) :]: slot for key, slot in file_of.slots.items() if key.startswith(_WEIGHT)}
+    found = {key: (slot.shape, "float" if slot.dtype in FLOATS else slot.dtype) for key, slot in slots.items()}
+    wanted = {key: (tuple(value.shape), _kind(value)) for key, value in _layout(name, options).state_dict().items()}
+    if found != wanted:
+        odd = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         raise ModelError(f"the weights of {path.name} do not fit {name}, as at {odd[0][:80]!r}; save it again")
+
+
+def _kind(value: torch.Tensor) -> str:
+    return "float" if value.dtype.is_floating_point else str(value.dtype).removeprefix("torch.")
 
 
 def _source(path: Path, metadata: dict[str, Any]) -> tuple[str, dict[str, Any], Any]:

@@ -1,6 +1,7 @@
 """The dashboard: the Workbench in a browser, served by panel.
 
-`serve()` and ``python -m mpviz.ui.dashboard`` serve it; ``panel serve mpviz/ui/dashboard.py`` works as well. Nothing on
+`serve()` and ``python -m mpviz.ui.dashboard`` serve it; ``panel serve mpviz/ui/dashboard.py`` works as well, with
+panel's own logins; there visitors open what comes with mpviz, and anything only where MPVIZ_ANY_FILE is set. Nothing on
 the page comes from another machine.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from mpviz.ui.dashboard_server import TITLE, make_server, run_server
 from mpviz.ui.dashboard_session import Report, Session
 from mpviz.ui.dashboard_words import page_css, read_page_file
 from mpviz.ui.layer_figure import LOOKS, SHUFFLED_TIP
+from mpviz.workbench.policy import Policy
 from mpviz.workbench.serving import Serving
 from mpviz.workbench.visits import Visits
 
@@ -144,5 +147,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
-elif __name__.startswith("bokeh_app"):
-    app().servable()
+elif __name__.startswith("bokeh_app"):  # whom panel lets in is not known here
+    app(visits=Visits(Policy(restricted="MPVIZ_ANY_FILE" not in os.environ))).servable()

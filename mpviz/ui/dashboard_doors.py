@@ -106,6 +106,14 @@ class PageDoor(Door, DocHandler):
         await super().prepare()
         if self._finished:
             return
+        if {
+            "bokeh-session-id",
+            "bokeh-token",
+        } & self.request.arguments.keys() or "Bokeh-Session-Id" in self.request.headers:
+            self.refuse(
+                400, "each visit has a session of its own; open the page without one"
+            )  # not another's, by a link
+            return
         why = self.house.visits.full()
         if why:
             note("session-refused", why, logging.WARNING, user=self.current_user_name())
@@ -141,7 +149,10 @@ class SocketDoor(Door, WSHandler):
         except (KeyError, IndexError, ValueError, TypeError, AttributeError):
             self.refuse(400, "this is no page's websocket")
             return
-        if not ours or late:  # said here in a sentence; bokeh would raise once the connection is open
+        there = self.house.visits.find(self.house.visits.key_of(get_session_id(token))) if ours else None
+        if there is not None and there.user != self.current_user_name():
+            self.refuse(403, "this session is another user's; reload the page")
+        elif not ours or late:  # said here in a sentence; bokeh would raise once the connection is open
             self.refuse(403, "this page's session has ended; reload the page")
         elif not known and self.house.visits.full():
             self.refuse(503, self.house.visits.full())

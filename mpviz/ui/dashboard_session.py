@@ -132,7 +132,7 @@ class Session:
             self.open(model=name)
 
     def _on_loading(self, status: JobStatus) -> None:
-        self._visit.follow(status, self.roots["model"].value)
+        self._visit.follow(status)
         if status.state == "failed":
             self._error = status.message
         self._bridge.mark(["job", "error"])

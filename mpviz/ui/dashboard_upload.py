@@ -24,6 +24,8 @@ from mpviz.workbench.visits import Visit
 
 KEY, NAME = "X-Mpviz-Visit", "X-Mpviz-Name"
 MEGABYTE = 1_000_000
+ENDED = "this page's session has ended; reload the page and upload again"
+BUSY = "something is at work in this session; wait for it or cancel it, then upload again"
 
 
 def file_name(said: str) -> str:
@@ -58,7 +60,7 @@ class Upload(Door):
         if most is None:
             return self._say(404, "this server takes no uploads")
         if visit is None or visit.user != self.current_user_name():
-            return self._say(403, "this page's session has ended; reload the page and upload again")
+            return self._say(403, ENDED)
         self.visit, self._name = visit, file_name(self.request.headers.get(NAME, ""))
         length = self.request.headers.get("Content-Length", "")
         if not self._name:
@@ -68,7 +70,7 @@ class Upload(Door):
         if int(length) > most * MEGABYTE:
             return self._say(413, f"this file has {int(length) / MEGABYTE:,.0f} MB, and up to {most} are taken")
         if visit.status.busy or not visit.busy_upload.acquire(blocking=False):
-            return self._say(409, "something is at work in this session; wait for it or cancel it, then upload again")
+            return self._say(409, BUSY)
         self._held, self._wanted = True, int(length)
         self._path = visit.folder() / f"{secrets.token_hex(8)}{SUFFIX}"
         self._file = open(self._path, "xb")  # noqa: SIM115 - closed when the request ends
@@ -101,8 +103,14 @@ class Upload(Door):
         except MpvizError as error:
             self._refuse_file(error)
             return
+        except OSError:  # the session ended meanwhile, and its folder with it
+            self._say(403, ENDED)
+            return
         if visit.receive is None or self.house.visits.find(visit.key) is not visit:
-            self._say(403, "this page's session has ended; reload the page and upload again")
+            self._say(403, ENDED)
+            return
+        if visit.status.busy:  # something was started while the file came
+            self._say(409, BUSY)
             return
         name = visit.keep(self._name, path, visit.status_model)
         self._path = None  # the session's now

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 NAME = "mpviz.server"
 FIELDS = ("session", "user", "model")
 _logger = logging.getLogger(NAME)
+_logger.addHandler(logging.NullHandler())  # on one's own machine the page says it all
 
 
 class JsonLines(logging.Formatter):

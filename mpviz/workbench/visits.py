@@ -120,7 +120,7 @@ class Visit:
         self.key = self.visits.key_of(self.session)
         self.busy_upload = threading.Lock()
         self._folder: Path | None = None
-        self._model = ""
+        self._model = self._asked = ""
 
     @property
     def limits(self) -> Limits:
@@ -139,6 +139,7 @@ class Visit:
     def admit(self, name: str, model: str, data: tuple[str, str | None]) -> None:
         """Raises AccessError when the session may not open this network or this data set; refusals are noted."""
         try:
+            self._asked = model
             self.gate.model(model)
             self.gate.data_set(*data)
         except AccessError as error:
@@ -153,9 +154,9 @@ class Visit:
             raise AccessError(f"this server runs {jobs} at a time, and others are at work; try again in a minute")
         return job()
 
-    def follow(self, status: JobStatus, model: str) -> None:
-        """The session's job has a new status; its start and its end are noted."""
-        before, self.status, self._model = self.status, status, model
+    def follow(self, status: JobStatus, model: str = "") -> None:
+        """The session has a job with a new status; start and end are noted. model: that is open; "" before one is."""
+        before, self.status, self._model = self.status, status, model or self._asked
         if (before.name, before.state) == (status.name, status.state) or status.state == "idle":
             return
         word = {"running": "start", "done": "end"}.get(status.state, status.state)

@@ -529,8 +529,8 @@ def test_dashboard_passes_its_arguments_on(served):
 def test_dashboard_for_visitors(served, capsys):
     words = (
         "dashboard --address 0.0.0.0 --websocket-origin a.example:443 --public --allow-model runs "
-        "--allow-model resnet18 --allow-data imgs --basic-auth users.json --allow-user ada --max-sessions 9 --max-jobs 2 --max-samples 500 "
-        "--uploads --max-upload 50 --log-json"
+        "--allow-model resnet18 --allow-data imgs --basic-auth users.json --allow-user ada --max-sessions 9 "
+        "--max-jobs 2 --max-samples 500 --uploads --max-upload 50 --log-json"
     )
     assert cli.main(words.split()) == 0 and cli.main(["dashboard", "--any-file", "--oauth", "github"]) == 0
     assert served[0]["address"] == "0.0.0.0" and served[0]["websocket_origin"] == ["a.example:443"]

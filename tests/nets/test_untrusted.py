@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import mpviz as mp
 from mpviz.errors import CheckpointError, ModelError, MpvizError
@@ -125,6 +127,16 @@ def test_a_checkpoint_of_ours_is_taken(tmp_path: Path) -> None:
     masks = mp.magnitude_masks(model, 0.5)
     with mp.apply_masks(mp.load_model("fashion-mlp"), masks) as pruned:
         check_checkpoint(mp.save(tmp_path / "b", pruned, masks=masks, recipe={"a": 1}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_another_kind_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = mp.save(tmp_path / "net", mp.load_model("fashion-mlp"))
+    with safe_open(path, "pt") as file:
+        about, tensors = file.metadata(), {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata=about)
+    with pytest.raises(ModelError, match="do not fit fashion-mlp"):
+        check_checkpoint(path)
 
 
 def test_a_header_that_recurses_is_no_crash_of_load(tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ class Served:
         finally:
             connection.close()
 
+    def break_off(self, path: str, length: int, first: bytes, headers: Mapping[str, str]) -> None:
+        """The same, but who sends it goes away."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.putrequest("POST", path)
+        for name, value in {**headers, "Content-Length": str(length)}.items():
+            connection.putheader(name, value)
+        connection.endheaders(first)
+        time.sleep(0.2)
+        connection.close()
+
     def websocket(
         self, token: str, origin: str | None, cookies: Mapping[str, str] | None = None, message: str = ""
     ) -> str:

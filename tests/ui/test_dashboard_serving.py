@@ -176,6 +176,12 @@ def test_ten_gigabytes_are_refused_before_they_come(guarded: Served, page: str, 
     assert guarded.ask("/bench", cookies=cookies).code == 200, "the others notice nothing"
 
 
+def test_an_upload_that_is_broken_off_leaves_nothing(guarded: Served, page: str, cookies: dict[str, str]) -> None:
+    headers = {**sending(page, cookies)["headers"], "Cookie": f"user={cookies['user']}"}
+    guarded.break_off("/upload", 2_000_000, struct.pack("<Q", 1000) + b"{" * 90_000, headers)
+    until(lambda: guarded.ask("/upload", "POST", b"PK" + bytes(9), **sending(page, cookies)).code == 415)
+
+
 def test_an_upload_needs_its_sessions_key_and_a_length(guarded: Served, page: str, cookies: dict[str, str]) -> None:
     right = sending(page, cookies)
     for key in ("", "x", "0" * 64):
@@ -197,7 +203,9 @@ def test_a_foreign_origin_or_a_forged_session_gets_no_websocket(
     head, _, tail = token.partition(".")
     for forged in ("x", head, f"{head}.", f"{head}.{tail[:-4]}AAAA"):
         assert "ACK" not in guarded.websocket(forged, own, cookies)
-    assert guarded.ask("/?bokeh-session-id=mine", cookies=cookies).code == 403
+    for given in ("bokeh-session-id=mine", f"bokeh-token={token}", "bokeh-token=%00"):
+        assert guarded.ask(f"/?{given}", cookies=cookies).code == 400, "a link leads into nobody's session"
+    assert guarded.ask("/", headers={"Bokeh-Session-Id": "mine"}, cookies=cookies).code == 400
 
 
 def test_a_message_too_large_closes_its_own_websocket_alone(
@@ -225,9 +233,8 @@ def test_a_full_server_says_so_and_a_signal_ends_it(tmp_path: Path) -> None:
         first = server.ask("/")
         own = f"http://localhost:{server.port}"
         assert first.code == 200
-        for path in ("/", "/?bokeh-session-id=mine"):
-            second = server.ask(path)
-            assert second.code == 503 and "all 1 places" in second.body and second.headers["Retry-After"] == "60"
+        second = server.ask("/")
+        assert second.code == 503 and "all 1 places" in second.body and second.headers["Retry-After"] == "60"
         assert "ACK" in server.websocket(token_of(first.body), own), "who is in stays in"
         # the original handler imports what is named: this one would end the process
         assert server.ask("/components/mpviz.__main__/x/_css/x").code == 404
