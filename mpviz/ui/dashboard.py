@@ -49,7 +49,11 @@ def app(
     context = None if document is None else document.session_context
     visits = visits or Visits()
     visit = visits.enter("" if context is None else context.id, pn.state.user)
-    session = Session(model, data, folder, report, document, visit)
+    try:
+        session = Session(model, data, folder, report, document, visit)
+    except BaseException:  # a page that fails must not keep its place
+        visit.close()
+        raise
     page = pn.Template(read_page_file(".html"))
     page.add_variable("mpviz_css", page_css())
     page.add_variable("mpviz_js", read_page_file(".js"))

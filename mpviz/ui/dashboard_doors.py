@@ -114,6 +114,9 @@ class PageDoor(Door, DocHandler):
                 400, "each visit has a session of its own; open the page without one"
             )  # not another's, by a link
             return
+        if not all(_readable(value) for values in self.request.arguments.values() for value in values):
+            self.refuse(400, "the address of this page cannot be read; open it without what follows the question mark")
+            return
         why = self.house.visits.full()
         if why:
             note("session-refused", why, logging.WARNING, user=self.current_user_name())
@@ -129,6 +132,13 @@ class PageDoor(Door, DocHandler):
             self._place = False
             self.house.visits.coming -= 1
         super().on_finish()
+
+
+def _readable(value: bytes) -> bool:
+    try:
+        return value.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 class SocketDoor(Door, WSHandler):

@@ -233,6 +233,7 @@ def test_a_full_server_says_so_and_a_signal_ends_it(tmp_path: Path) -> None:
         first = server.ask("/")
         own = f"http://localhost:{server.port}"
         assert first.code == 200
+        assert server.ask("/?theme=%ff").code == 400, "panel would fail at it, half-way through a session"
         second = server.ask("/")
         assert second.code == 503 and "all 1 places" in second.body and second.headers["Retry-After"] == "60"
         assert "ACK" in server.websocket(token_of(first.body), own), "who is in stays in"
@@ -434,3 +435,14 @@ def test_an_upload_is_opened_by_its_session(tmp_path: Path) -> None:
     assert str(path.parent) not in session.wb.export_recipe()
     session.close()
     assert not path.exists()
+
+
+def test_a_page_that_fails_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no page")
+
+    visits = Visits(limits=Limits(sessions=1))
+    monkeypatch.setattr(dashboard, "Session", broken)
+    with pytest.raises(RuntimeError):
+        dashboard.app(visits=visits)
+    assert visits.all() == [] and visits.full() == ""
