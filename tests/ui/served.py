@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -89,7 +90,8 @@ class Served:
             body, sent["Content-Type"] = urlencode(body).encode(), "application/x-www-form-urlencoded"
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body, sent)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
+                connection.request(method, path, body, sent)
             return _answer(connection)
         finally:
             connection.close()
