@@ -62,6 +62,7 @@ def app(
     page.add_variable("resets", RESETS)
     page.add_variable("with_report", report is not None)
     page.add_variable("with_compare", compare)
+    page.add_variable("restricted", visits.policy.restricted)
     page.add_variable("upload_key", "" if visits.limits.upload is None else visit.key)
     page.add_variable("upload_js", read_page_file("_upload.js"))
     for name, part in session.roots.items():
