@@ -4,4 +4,5 @@ import sys
 
 from mpviz.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # whoever only imports this module wants no end of the process
+    sys.exit(main())

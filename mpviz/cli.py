@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
 from mpviz.cli_bench import add_bench
+from mpviz.cli_serve import add_dashboard
 from mpviz.errors import CheckpointError, MpvizError
 from mpviz.terminal import ProgressLine, change_lines, columns, layer_lines
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mpviz {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     before = (_add_analyze, _add_compare, _add_run, _add_recipe, _add_recipes)
-    for add in (*before, add_bench, _add_dashboard, _add_report):
+    for add in (*before, add_bench, add_dashboard, _add_report):
         add(commands)
     return parser
 
@@ -283,35 +284,6 @@ def recipes(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from error
         print(path)
-
-
-def _add_dashboard(commands: Any) -> None:
-    parser = commands.add_parser("dashboard", help="serve the interactive page on this machine")
-    parser.add_argument("model", nargs="?", default="fashion-vit", metavar="MODEL", help="default fashion-vit")
-    parser.add_argument("--data", default="fashion-mnist", metavar="NAME", help="default fashion-mnist")
-    parser.add_argument("--folder", metavar="DIR", help="folder of the data, where they need one")
-    parser.add_argument(
-        "--grid", action="append", type=Path, default=[], metavar="DIR", help="folder of a grid to compare; repeatable"
-    )
-    parser.add_argument("--port", type=int, default=5006, help="default 5006; 0 takes any free one")
-    parser.add_argument("--show", action="store_true", help="open a browser")
-    parser.set_defaults(command=dashboard)
-
-
-def dashboard(arguments: argparse.Namespace) -> None:
-    """Serve the dashboard until Ctrl-C."""
-    from mpviz.ui.dashboard import serve
-    from mpviz.ui.report import workbench_html
-
-    serve(
-        model=arguments.model,
-        data=arguments.data,
-        folder=arguments.folder,
-        port=arguments.port,
-        show=arguments.show,
-        report=workbench_html,
-        grids=arguments.grid,
-    )
 
 
 def _add_report(commands: Any) -> None:

@@ -42,6 +42,10 @@ class TrainingError(MpvizError, RuntimeError):
     """A training run that cannot go on, e.g. after a loss that is not finite."""
 
 
+class AccessError(MpvizError):
+    """Something that this server does not open or do for a visitor."""
+
+
 class Cancelled(MpvizError):
     """Raised inside a long run when its caller asked it to stop."""
 

@@ -152,7 +152,7 @@ def _header(path: Path, metadata: Mapping[str, str]) -> tuple[Source | None, dic
         tome = tuple(int(pairs) for pairs in header["tome"])
         rest = {key: header[key] for key in ("recipe", "results", "pattern")}
         return source, ranks, {"tome": tome, **rest}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the header of {path} is damaged ({error}); save it again") from error
 
 
@@ -170,7 +170,11 @@ def _match_types(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _masks(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parameters, masks = dict(model.named_parameters()), {}
     for name, packed in _part(tensors, _MASK).items():
-        if name not in parameters or packed.numel() != math.ceil(parameters[name].numel() / 8):
+        if (
+            name not in parameters
+            or packed.dtype != torch.uint8
+            or packed.numel() != math.ceil(parameters[name].numel() / 8)
+        ):
             raise CheckpointError(f"the mask of {name} in {path} fits no parameter of the model; save it again")
         masks[name] = _unpack(packed, tuple(parameters[name].shape))
     return masks

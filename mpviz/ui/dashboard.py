@@ -1,6 +1,7 @@
 """The dashboard: the Workbench in a browser, served by panel.
 
-`serve()` and ``python -m mpviz.ui.dashboard`` serve it; ``panel serve mpviz/ui/dashboard.py`` works as well. Nothing on
+`serve()` and ``python -m mpviz.ui.dashboard`` serve it; ``panel serve mpviz/ui/dashboard.py`` works as well, with
+panel's own logins; there visitors open what comes with mpviz, and anything only where MPVIZ_ANY_FILE is set. Nothing on
 the page comes from another machine.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -20,29 +22,38 @@ import panel as pn
 from bokeh.settings import settings
 
 from mpviz.errors import MpvizError
-from mpviz.ui.dashboard_pages import BenchPage, ComparePage, PatternsPage
 from mpviz.ui.dashboard_paint import RESETS
+from mpviz.ui.dashboard_server import TITLE, make_server, run_server
 from mpviz.ui.dashboard_session import Report, Session
 from mpviz.ui.dashboard_words import page_css, read_page_file
 from mpviz.ui.layer_figure import LOOKS, SHUFFLED_TIP
+from mpviz.workbench.policy import Policy
+from mpviz.workbench.serving import Serving
+from mpviz.workbench.visits import Visits
 
-TITLE = "mpviz"
 LOCAL_FILES = "static/extensions/panel/"
-UNUSED_SECONDS = 20  # without a browser, before a session and its background work end
 
 
 def app(
     model: str = "fashion-vit", data: str = "fashion-mnist", folder: str | None = None, report: Report | None = None,
-    compare: bool = False,
+    compare: bool = False, visits: Visits | None = None,
 ) -> pn.Template:  # fmt: skip
     """The page of one browser session; `.servable()` puts it on a server. The network is loaded in the background.
 
     report: makes the HTML of a report from the Workbench, behind a button; without it there is no such button.
-    compare: link to the page that compares methods, which `serve` adds.
+    compare: link to the page that compares methods, which `serve` adds. visits: of the server, which knows what this
+    session may do; anything without it.
     """
     pn.extension("plotly")
     document = pn.state.curdoc
-    session = Session(model, data, folder, report, document, _asked())
+    context = None if document is None else document.session_context
+    visits = visits or Visits()
+    visit = visits.enter("" if context is None else context.id, pn.state.user)
+    try:
+        session = Session(model, data, folder, report, document, visit, _asked())
+    except BaseException:  # a page that fails must not keep its place
+        visit.close()
+        raise
     page = pn.Template(read_page_file(".html"))
     page.add_variable("mpviz_css", page_css())
     page.add_variable("mpviz_js", read_page_file(".js"))
@@ -51,6 +62,9 @@ def app(
     page.add_variable("resets", RESETS)
     page.add_variable("with_report", report is not None)
     page.add_variable("with_compare", compare)
+    page.add_variable("restricted", visits.policy.restricted)
+    page.add_variable("upload_key", "" if visits.limits.upload is None else visit.key)
+    page.add_variable("upload_js", read_page_file("_upload.js"))
     for name, part in session.roots.items():
         page.add_panel(name, part)
     if document is not None:
@@ -83,40 +97,33 @@ def serve(
     websocket_origin: str | Sequence[str] | None = None,
     report: Report | None = None,
     grids: Sequence[str | Path] = (),
-) -> None:
-    """Serve the dashboard until interrupted. port: 0 takes any free one. show: open a browser.
+    serving: Serving | None = None,
+) -> bool:
+    """Serve the dashboard until interrupted or terminated; then jobs are cancelled, and True says that all have ended.
 
+    port: 0 takes any free one. show: open a browser.
     address: the network interface; "localhost" keeps others out. websocket_origin: host:port under which browsers may
     reach the page, when that is another than address and port, as behind a proxy.
     grids: folders of `mpviz run` for the page that compares methods, beside the grids that come with mpviz.
-    Raises MpvizError when the port is taken.
+    serving: who may come in, open what, and how much; where the address is reached from elsewhere, visitors open what
+    comes with mpviz and what the server was started with, unless it says otherwise.
+    Raises MpvizError when the port is taken, or for what `serving` names and is not there.
     """
     settings.resources = "server"
+    serving = serving or Serving()
+    visits = Visits(serving.policy(address, model, data, folder), serving.limits)
+    given = [websocket_origin] if isinstance(websocket_origin, str) else list(websocket_origin or ())
     port = _free_port(address, port)
-    origins = [websocket_origin] if isinstance(websocket_origin, str) else list(websocket_origin or ())
-    origins += [f"{name}:{port}" for name in dict.fromkeys((address, "localhost", "127.0.0.1"))]
-    threading.Thread(target=_warm_up, name="mpviz-warm-up", daemon=True).start()
 
     def page() -> pn.Template:  # panel takes functions, a partial it would print
-        return app(model, data, folder, report, compare=True)
+        return app(model, data, folder, report, compare=True, visits=visits)
 
+    server = make_server(page, [Path(grid) for grid in grids], port, address, given, serving, visits)
+    threading.Thread(target=_warm_up, name="mpviz-warm-up", daemon=True).start()
     print(f"mpviz dashboard: http://{address}:{port} (Ctrl+C ends it)", flush=True)
-    pn.serve(
-        {"/": page},
-        port=port,
-        address=address,
-        show=show,
-        title=TITLE,
-        websocket_origin=origins,
-        unused_session_lifetime_milliseconds=1000 * UNUSED_SECONDS,
-        check_unused_sessions_milliseconds=5000,
-        verbose=False,
-        extra_patterns=[
-            ("/compare", ComparePage, {"folders": [Path(grid) for grid in grids]}),
-            ("/patterns", PatternsPage),
-            ("/bench", BenchPage),
-        ],
-    )
+    if show:
+        server.show("/")
+    return run_server(server, visits)
 
 
 def _free_port(address: str, port: int) -> int:
@@ -155,5 +162,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
-elif __name__.startswith("bokeh_app"):
-    app().servable()
+elif __name__.startswith("bokeh_app"):  # whom panel lets in is not known here
+    app(visits=Visits(Policy(restricted="MPVIZ_ANY_FILE" not in os.environ))).servable()

@@ -17,6 +17,7 @@ from mpviz.workbench.jobs import Job
 if TYPE_CHECKING:
     from mpviz.ui.dashboard_parts import Bridge
     from mpviz.workbench.state import Workbench
+    from mpviz.workbench.visits import Visit
 
 
 class Actions:
@@ -25,6 +26,7 @@ class Actions:
     wb: Workbench | None
     roots: dict[str, Any]
     _bridge: Bridge
+    _visit: Visit
     _loading: Job | None
     _theme: str
     _error: str
@@ -44,12 +46,26 @@ class Actions:
             if self._error:
                 self._show_error("")
 
+    def _start(self, job: Callable[[Workbench], Any]) -> None:
+        """Start a job, where the server takes one more."""
+        self._with(lambda wb: self._visit.start(lambda: job(wb)))
+
     def _apply(self) -> None:
         self._with(lambda wb: wb.apply(self.roots["recipe_text"].value or ""))
 
     def _open_session(self, value: bytes | None) -> None:
         if value:
-            self._with(lambda wb: wb.restore(files.read_session(value)))
+            self._restore(lambda _: files.read_session(value))
+
+    def _restore(self, state: Callable[[Workbench], dict[str, Any]]) -> None:
+        """Set what a state says, with no more images than this server measures."""
+
+        def limited(wb: Workbench) -> dict[str, Any]:
+            wanted, limit = state(wb), self._visit.limits.samples
+            samples = wanted.get("samples", wb.param["samples"].default)
+            return wanted if limit is None else {**wanted, "samples": min(samples, limit)}
+
+        self._with(lambda wb: wb.restore(limited(wb)))
 
     def _show_error(self, message: str) -> None:
         self._error = message
@@ -67,13 +83,15 @@ class Actions:
         if self.wb is None or value is None:
             self._bridge.mark(["samples"])
             return
-        most = self.wb.available
+        limit = self._visit.limits.samples
+        most = self.wb.available if limit is None else min(self.wb.available, limit)
         within = min(max(value, 1), most)
         self._set("samples", within)
         if within != value:
             self._bridge.mark(["samples"])
             images = text.plural(most, "image")
-            self._show_error(f"{text.count(value)} images asked for; the {self.wb.split} split has {images}")
+            there = f"the {self.wb.split} split has" if most == self.wb.available else "this server measures up to"
+            self._show_error(f"{text.count(value)} images asked for; {there} {images}")
 
     def _set_own_beta(self, setting: str, box: str, value: float) -> None:
         if not self.roots[box].value:
@@ -100,7 +118,7 @@ class Actions:
     def _prove(self) -> None:
         if self._right == RIGHT[0]:
             self.roots["right"].value = RIGHT[1]  # where the proofs will appear
-        self._with(lambda wb: wb.certify())
+        self._start(lambda wb: wb.certify())
 
     def _set_lower(self, shown: str) -> None:
         self._lower = shown

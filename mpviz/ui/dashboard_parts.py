@@ -15,7 +15,6 @@ import param
 from bokeh.document import Document
 from panel.util import LazyHTMLSanitizer
 
-from mpviz.nets.paths import data_root
 from mpviz.ui.css import read_shared
 from mpviz.ui.dashboard_faces import LOWER, RIGHT
 from mpviz.ui.dashboard_words import read_page_file
@@ -25,8 +24,7 @@ from mpviz.ui.rows import LAYER_COLUMNS, SPIKE_COLUMNS, Column
 from mpviz.ui.sample_rows import SAMPLE_COLUMNS, SAMPLES_EMPTY
 from mpviz.ui.theme import Json
 from mpviz.workbench.names import TIERS, TIERS_SHOWN
-
-DATA = ("fashion-mnist", "digits")
+from mpviz.workbench.policy import DATA, Gate, bundled_models
 
 # What the words of the page are made of; all else is dropped, should an escape ever be forgotten.
 _SANITIZER = LazyHTMLSanitizer(
@@ -284,9 +282,14 @@ def _plan() -> dict[str, Any]:
     }
 
 
-def bundled_models() -> list[str]:
-    """Names of the networks in data/models, read from the files: the zoo would load torch."""
-    return sorted(path.stem for path in (data_root() / "models").glob("*.safetensors"))
+def offer(roots: dict[str, Any], gate: Gate) -> None:
+    """Where visitors may open only what is offered, offer that, and take away the line for other names."""
+    if not gate.restricted:
+        return
+    for name, offered in (("model", gate.policy.models_offered()), ("data", gate.policy.data_offered())):
+        roots[name].options = {one: one for one in dict.fromkeys([*offered, roots[name].value])}
+    for name in ("other", "open"):
+        roots[name].visible = False
 
 
 class Bridge:
@@ -318,6 +321,14 @@ class Bridge:
         # thread adds can get lost.
         with contextlib.suppress(RuntimeError):  # the server has ended
             self._loop.call_soon_threadsafe(self._document.add_next_tick_callback, self.flush)
+
+    def soon(self, action: Callable[[], None]) -> None:
+        """Do it on the page's event loop; from any thread."""
+        if self._loop is None or self._document is None:
+            action()
+            return
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            self._loop.call_soon_threadsafe(self._document.add_next_tick_callback, action)
 
     def flush(self) -> None:
         """Repaint what has changed since the last time, in one message to the browser."""

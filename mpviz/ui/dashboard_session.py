@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mpviz.errors import MpvizError
+from mpviz.errors import AccessError, MpvizError
 from mpviz.ui import dashboard_files as files
 from mpviz.ui import dashboard_parts as parts
 from mpviz.ui.dashboard_actions import Actions
@@ -16,6 +16,7 @@ from mpviz.ui.dashboard_address import ADDRESSED, Address, read_address
 from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, SETTINGS, Seen, paint
 from mpviz.workbench.jobs import Job
 from mpviz.workbench.views import JobStatus
+from mpviz.workbench.visits import Visit, Visits
 
 if TYPE_CHECKING:
     from bokeh.document import Document
@@ -29,8 +30,9 @@ class Session(Actions):
     """The page of one browser and the Workbench behind it.
 
     folder: of `data`. report: makes the HTML of a report; None leaves its button out. document: of the browser
-    session; None paints at once, in the calling thread. asked: the query of the address, a list of texts a name. roots:
-    the parts of the page by their names in the template.
+    session; None paints at once, in the calling thread. visit: what this session may do on a server; else anything.
+    asked: the query of the address, a list of texts a name. roots: the parts of the page by their names in the
+    template.
     """
 
     def __init__(
@@ -40,12 +42,17 @@ class Session(Actions):
         folder: str | None = None,
         report: Report | None = None,
         document: Document | None = None,
+        visit: Visit | None = None,
         asked: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        self._visit = Visits().enter() if visit is None else visit
         self.wb: Workbench | None = None
         self._error, self._edit = "", 0
         try:
             self._asked = read_address(asked or {})
+            named = self._asked.text("model") or model, self._asked.text("data") or data
+            if self._asked.asked:
+                self._visit.admit("open", named[0], (named[1], folder if named[1] == data else None))
         except MpvizError as error:
             self._asked, self._error = Address(), str(error)
         self.roots = parts.page_parts(
@@ -59,6 +66,10 @@ class Session(Actions):
         self._loading: Job | None = None
         self._address = ""
         self._bridge = parts.Bridge(document, self._paint)
+        self._visit.end = self.close
+        self._visit.show_error = lambda message: self._bridge.soon(lambda: self._show_error(message))
+        self._visit.receive = lambda name: self._bridge.soon(lambda: self.open(model=name))
+        parts.offer(self.roots, self._visit.gate)
         self._follow_controls()
         self._paint(set(EVERYTHING))
 
@@ -91,9 +102,9 @@ class Session(Actions):
             "open": self._open_other,
             "previous": lambda: self._with(lambda wb: wb.previous_layer()),
             "next": lambda: self._with(lambda wb: wb.next_layer()),
-            "prune": lambda: self._with(lambda wb: wb.prune()),
+            "prune": lambda: self._start(lambda wb: wb.prune()),
             "prove": self._prove,
-            "precompute": lambda: self._with(lambda wb: wb.precompute()),
+            "precompute": lambda: self._start(lambda wb: wb.precompute()),
             "cancel": self._cancel,
             "apply": self._apply,
             "undo": lambda: self._with(lambda wb: wb.undo()),
@@ -125,9 +136,16 @@ class Session(Actions):
         name = model or (self.roots["model"].value if wb is None else wb.model)
         source = data or (self.roots["data"].value if wb is None else wb.data)
         folder = self._folder if source == self._first_data else None
+        try:
+            self._visit.admit("open", name, (source, folder))
+        except AccessError as error:
+            self._show_error(str(error))
+            self._bridge.mark(["model", "data"])
+            return
         if wb is None:
             # the import inside takes seconds the first time: the page is there before
-            self._loading = Job("load", lambda job: _workbench(job, name, source, folder), self._on_loading, True)
+            make = partial(self._visit.load, model=name, data=source, folder=folder)
+            self._loading = Job("load", make, self._on_loading, True)
             self._loading.start()
         elif (name, source) != (wb.model, wb.data):
             self._with(lambda wb: wb.open(name, source, folder))
@@ -138,6 +156,7 @@ class Session(Actions):
             self.open(model=name)
 
     def _on_loading(self, status: JobStatus) -> None:
+        self._visit.follow(status)
         if status.state == "failed":
             self._error = status.message
         self._bridge.mark(["job", "error"])
@@ -146,8 +165,9 @@ class Session(Actions):
         self.wb = wb
         names = [name for name in wb.param if name != "name"]
         if self._asked.asked:
-            self._with(lambda wb: wb.restore({**self._asked.state_asked(), **self._sources(wb)}))
+            self._restore(lambda wb: {**self._asked.state_asked(), **self._sources(wb)})
         wb.param.watch(lambda *events: self._bridge.mark([event.name for event in events]), names)
+        wb.param.watch(lambda event: self._visit.follow(event.new, wb.model), ["job"])
         wb.start_preview()
 
     def _sources(self, wb: Workbench) -> dict[str, str]:
@@ -168,6 +188,7 @@ class Session(Actions):
             self._loading.cancel()
         if self.wb is not None:
             self.wb.close()
+        self._visit.close()
 
     # --- files to take away ---------------------------------------------------------------------------------------
 
@@ -211,14 +232,3 @@ class Session(Actions):
 
 def _without_argument(action: Callable[[], Any], _: Any) -> None:
     action()
-
-
-def _workbench(job: Job, model: str, data: str, folder: str | None) -> Workbench:
-    job.tell(0.0, f"loading {model}")
-    from mpviz.workbench.state import Workbench
-
-    wb = Workbench(model, data, folder)
-    if job.cancelled():  # nobody waits for it any more
-        wb.close()
-        job.tell(1.0, "")
-    return wb

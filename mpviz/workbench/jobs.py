@@ -23,13 +23,15 @@ _working: WeakSet[Job | Loop] = WeakSet()
 
 
 @atexit.register
-def _stop_all() -> None:
+def stop_all(patience: float = _PATIENCE) -> bool:
+    """Ask all background work to stop and wait for it, for `patience` seconds in all; False when some still runs."""
     # a daemon thread that is inside torch when the interpreter goes aborts the process
-    workers = list(_working)
+    workers, end = list(_working), time.monotonic() + patience
     for worker in workers:
         worker.stop()
     for worker in workers:
-        worker.join(_PATIENCE)
+        worker.join(max(end - time.monotonic(), 0.0))
+    return not any(worker.alive for worker in workers)
 
 
 def sentence(error: BaseException) -> str:
@@ -71,6 +73,11 @@ class Job:
         """Wait for the thread, which may live on after a job that was abandoned."""
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread is there."""
+        return self._thread.is_alive()
 
     def cancelled(self) -> bool:
         """True once somebody asked the job to stop."""
@@ -163,6 +170,11 @@ class Loop:
         with self._turn:
             self._idle.clear()
             self._wake.set()
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread is there."""
+        return self._thread.is_alive()
 
     @property
     def stopped(self) -> bool:

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from mpviz.errors import ModelError
+from mpviz.errors import ModelError, MpvizError
 from mpviz.nets.data import Splits, load_data
 from mpviz.nets.spectra import LayerSpectrum, layer_spectra, table_of
 from mpviz.nets.zoo import load_model
 from mpviz.prune.masks import Ranking
 from mpviz.workbench.jobs import Job
+from mpviz.workbench.policy import Gate
 from mpviz.workbench.views import SpectrumView, TailView
 
 
@@ -36,8 +37,11 @@ _shared_data: dict[tuple[str, str], Splits] = {}
 _lock = threading.Lock()
 
 
-def open_subject(model: str | Path | nn.Module, job: Job | None = None) -> Subject:
-    """Load and analyse a network; one named by a string is shared by all sessions of this process."""
+def open_subject(model: str | Path | nn.Module, job: Job | None = None, gate: Gate | None = None) -> Subject:
+    """Load and analyse a network; one named by a string is shared by all sessions of this process.
+
+    gate: says what stands behind a name, and raises AccessError for a name that may not be opened.
+    """
     if isinstance(model, nn.Module):
         if model.training:
             raise ModelError(
@@ -45,14 +49,23 @@ def open_subject(model: str | Path | nn.Module, job: Job | None = None) -> Subje
             )
         return replace(_analysed(type(model).__name__, model, job), loadable=False)
     name = str(model)
+    place = name if gate is None else gate.model(name)
+    a_file = Path(place).is_file()  # asked first: an uploaded file may be gone with its session when it is read
     with _lock:
-        known = _shared.get(name)
+        known = None if a_file else _shared.get(place)
     if known is not None:
         return known
-    subject = _analysed(name, load_model(name), job)
-    if not Path(name).is_file():  # a file may change under its name
+    try:
+        network = load_model(place)
+    except MpvizError as error:
+        if place == name:
+            raise
+        # a visitor sees the name that was offered, not where the server keeps its files
+        raise type(error)(str(error).replace(place, name)) from None
+    subject = _analysed(name, network, job)
+    if not a_file:  # a file may change under its name
         with _lock:
-            _shared.setdefault(name, subject)
+            _shared.setdefault(place, subject)
     return subject
 
 
@@ -65,8 +78,13 @@ def _analysed(name: str, network: nn.Module, job: Job | None) -> Subject:
     return Subject(name, network, spectra, table_of(spectra), Ranking(network))
 
 
-def open_data(name: str, folder: str | None, network: nn.Module) -> Splits:
-    """The splits of a data set; bundled sets are shared, others depend on the model's image size."""
+def open_data(name: str, folder: str | None, network: nn.Module, gate: Gate | None = None) -> Splits:
+    """The splits of a data set; bundled sets are shared, others depend on the model's image size.
+
+    gate: as for `open_subject`.
+    """
+    if gate is not None:
+        name, folder = gate.data_set(name, folder)
     if name not in ("fashion-mnist", "digits"):
         return load_data(name, folder or None, network)
     key = (name, folder or "")

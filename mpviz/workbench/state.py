@@ -25,6 +25,7 @@ from mpviz.workbench.jobs import Job, sentence
 from mpviz.workbench.measure import Aim, Measurer, Samples, open_samples
 from mpviz.workbench.memory import Remembering
 from mpviz.workbench.names import PLAN
+from mpviz.workbench.policy import Gate
 from mpviz.workbench.sources import Subject, open_data, open_subject
 from mpviz.workbench.views import JobStatus
 
@@ -45,7 +46,8 @@ class Workbench(Remembering):
     the whole split.
 
     model: a name for `mp.load_model`, a checkpoint's path or an nn.Module in hand. data, folder: for `mp.load_data`.
-    Raises the errors of those two. All methods may be called from any thread.
+    gate: of a served session, decides what may be opened. Raises the errors of those two, and AccessError where the
+    gate refuses. All methods may be called from any thread.
     """
 
     def __init__(
@@ -53,13 +55,15 @@ class Workbench(Remembering):
         model: str | Path | nn.Module = "fashion-vit",
         data: str = "fashion-mnist",
         folder: str | None = None,
+        gate: Gate | None = None,
         **settings: Any,
     ) -> None:
-        subject = open_subject(model)
+        subject = open_subject(model, gate=gate)
         if settings.get("layer"):
             settings["layer"] = layer_names([settings["layer"]], subject.spectra, "layer")[0]
         settings["locked"] = layer_names(settings.get("locked", ()), subject.ranking.names, "locked layer")
-        splits = open_data(data, folder, subject.network)
+        splits = open_data(data, folder, subject.network, gate)
+        self._gate = gate
         self._valid: dict[str, Any] = {}
         self._folder = folder
         self._job: Job | None = None
@@ -104,10 +108,10 @@ class Workbench(Remembering):
 
         def load(job: Job) -> None:
             job.tell(0.0, f"loading {model if isinstance(model, (str, Path)) else type(model).__name__}")
-            subject = open_subject(model, job)
+            subject = open_subject(model, job, self._gate)
             name = data or self.data
             job.tell(0.8, f"reading {name}")
-            splits = open_data(name, folder, subject.network)
+            splits = open_data(name, folder, subject.network, self._gate)
             chosen = {} if settings is None else self._fitting(settings, subject)
             split, n = chosen.get("split", self.split), chosen.get("samples", self.samples)
             samples = open_samples(subject.network, getattr(splits, split), n, cancelled=job.cancelled)

@@ -22,6 +22,8 @@ import mpviz as mp
 from mpviz import cli, terminal
 from mpviz.errors import MpvizError
 from mpviz.recipe import BudgetPlan, CertifyPlan, ModelPlan, Recipe, parse_recipe
+from mpviz.workbench.serving import Serving
+from mpviz.workbench.visits import Limits
 
 RECIPE = Recipe(ModelPlan("fashion-mlp"), budget=BudgetPlan(0.5), certify=CertifyPlan(samples=200))
 COMMANDS = ("analyze", "compare", "run", "recipe", "recipes", "bench", "dashboard", "report")
@@ -506,6 +508,8 @@ def test_dashboard_passes_its_arguments_on(served):
         == 0
     )
     reports = [call.pop("report") for call in served]
+    plain = {"address": "localhost", "websocket_origin": [], "serving": Serving()}
+    assert [{key: call.pop(key) for key in plain} for call in served] == [plain, plain]
     assert served == [
         {"model": "fashion-vit", "data": "fashion-mnist", "folder": None, "port": 5006, "show": False, "grids": []},
         {
@@ -520,6 +524,24 @@ def test_dashboard_passes_its_arguments_on(served):
     bench = mp.Workbench("fashion-mlp", samples=50)
     assert all("fashion-mlp" in report(bench) for report in reports[:1])
     bench.close()
+
+
+def test_dashboard_for_visitors(served, capsys):
+    words = (
+        "dashboard --address 0.0.0.0 --websocket-origin a.example:443 --public --allow-model runs "
+        "--allow-model resnet18 --allow-data imgs --basic-auth users.json --allow-user ada --max-sessions 9 "
+        "--max-jobs 2 --max-samples 500 --uploads --max-upload 50 --log-json"
+    )
+    assert cli.main(words.split()) == 0 and cli.main(["dashboard", "--any-file", "--oauth", "github"]) == 0
+    assert served[0]["address"] == "0.0.0.0" and served[0]["websocket_origin"] == ["a.example:443"]
+    assert served[0]["serving"] == Serving(
+        True, ("runs", "resnet18"), ("imgs",), Limits(9, 2, 500, 50), Path("users.json"), None, ("ada",), True
+    )
+    assert served[1]["serving"] == Serving(public=False, oauth="github")
+    for wrong in (["--public", "--any-file"], ["--max-sessions", "0"], ["--max-upload", "-1"]):
+        with pytest.raises(SystemExit):
+            cli.main(["dashboard", *wrong])
+    assert "1 or more" in capsys.readouterr().err
 
 
 def test_dashboard_refuses_in_one_sentence(capsys, served, monkeypatch):

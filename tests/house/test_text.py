@@ -56,7 +56,7 @@ def test_the_top_level_holds_what_it_should(root: Path, files: list[Path]) -> No
     found = {path.relative_to(root).parts[0] for path in files}
     assert found <= {
         "notebooks", "mpviz", "data", "tests", "environment.yml", "README.md",
-        "pyproject.toml", "Makefile", "constraints.txt", "LICENSE", ".ci", ".gitignore",
+        "pyproject.toml", "Makefile", "constraints.txt", "LICENSE", ".ci", ".gitignore", "Containerfile",
     }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from mpviz.ui.dashboard_session import Session
 from mpviz.workbench import history
 
 
-def opened(asked=None, model="fashion-mlp"):
-    session = Session(model, asked=asked)
+def opened(asked=None, model="fashion-mlp", visit=None):
+    session = Session(model, visit=visit, asked=asked)
     session.sent = []
     session.roots["courier"].send = lambda message: session.sent.append(message["search"])
     session.open()
@@ -131,6 +131,42 @@ def test_an_address_of_an_unknown_network_says_so():
     try:
         time.sleep(0.2)  # the sentence is painted by the job's own thread
         assert session.wb is None and "no-such-net" in session.roots["alert"].object
+    finally:
+        session.close()
+
+
+def test_an_address_opens_only_what_visitors_may_open(tmp_path):
+    from mpviz.workbench.policy import Policy
+    from mpviz.workbench.visits import Limits, Visits
+
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    visits = Visits(Policy(restricted=True), Limits(samples=30))
+    for asked in ({"model": ["vit_tiny_patch16_224"]}, {"model": [str(tmp_path / "x.safetensors")]},
+                  {"data": [str(tmp_path / "images")]}):  # fmt: skip
+        session = opened(asked, visit=visits.enter())
+        try:
+            assert (session.wb.model, session.wb.data) == ("fashion-mlp", "fashion-mnist")
+            assert "this server" in session.roots["alert"].object
+        finally:
+            session.close()
+    session = opened({"samples": ["5000"], "model": ["fashion-resnet"]}, visit=visits.enter())
+    try:
+        assert (session.wb.model, session.wb.samples) == ("fashion-resnet", 30)
+        for text in ('[model]\nname = "vit_tiny_patch16_224"\n', f'[data]\nname = "{tmp_path}"\n',
+                     f'[data]\nfolder = "{tmp_path}"\n'):  # fmt: skip
+            session.roots["recipe_text"].value = text
+            press(session, "apply")
+            session.wb.wait(60)
+            assert session.wb.job.state == "failed" and (session.wb.model, session.wb.data) == (
+                "fashion-resnet",
+                "fashion-mnist",
+            )
+        state = {"model": "fashion-resnet", "data": "fashion-mnist", "folder": str(tmp_path)}
+        session.roots["session_file"].value = json.dumps({"mpviz session": 1, "state": state}).encode()
+        session.wb.wait(60)
+        assert session.wb.job.state == "failed"
+        session.roots["session_file"].value = b'{"mpviz session": 1, "state": {"samples": 4000}}'
+        assert session.wb.samples == 30
     finally:
         session.close()
 
