@@ -102,6 +102,30 @@ SAYS = {
         8: r"\d+ committed cells",
         9: r"dense im2col[\s\S]*2\.705",
     },
+    "08-your-own-model": {
+        1: r"340 images, the first is photos/train/bag/",
+        2: r"train 216, calibration 24, test 100\nimages \(3, 28, 28\); \d\d\.\d%",
+        3: r"stem[\s\S]*head\.weight",
+        4: r"the plan: \d0% of the prunable weights go",
+        5: r"no proved bound: [\s\S]*unchanged of all data, at least \(population\)",
+        6: r"the same logits\nwithout the architecture: .*pass it: mp\.load\(path, model=…\)",
+        7: r"tailor\.html: \d\.\d MB in one file",
+        8: r"\[model\][\s\S]*yours\.safetensors[\s\S]*\[budget\]\nsparsity = 0\.4",
+        9: r"\$ mpviz run [\s\S]*known as[\s\S]*population[\s\S]*report\.html",
+        10: r"did you mean 'test_resnet'\?[\s\S]*did you mean 'sparsity'\?",
+    },
+    "09-reproduce-the-paper": {
+        1: r"vit_base|ViT-B/16[\s\S]*DeiT-T",
+        2: r"pattern = \"2:4\"",
+        3: r"matched +12\nnominal +7\nneither +3",
+        4: r"8 layers at 2:4, pairs merged \(8, 8\); the same bits come back",
+        5: r"measured on one core: \d+ s to \d+ min a row",
+        6: r"theirs, points[\s\S]*fashion-resnet",
+        7: r"2:4 was timed in \d+ of \d+ committed cells",
+        8: r"plotly",
+        9: r"71\.64[\s\S]*90\.53",
+        10: r"accuracies on ImageNet +0 +21 +not run",
+    },
 }
 
 
