@@ -126,6 +126,8 @@ SAYS = {
         9: r"71\.64[\s\S]*90\.53",
         10: r"accuracies on ImageNet +0 +21 +not run",
     },
+    "exercises": dict.fromkeys(range(1, 11), r"^(?:open\n)+"),
+    "solutions": dict.fromkeys(range(1, 10), r"^(?:answered\n)+") | {10: r"^answered\n[\s\S]*population"},
 }
 
 
@@ -160,6 +162,34 @@ def test_a_notebook_is_stored_clean(path: Path) -> None:
         assert cell.outputs == [] and cell.execution_count is None
         assert "assert " in cell.source, "every code cell holds its claim"
     assert len(code_cells(notebook)) <= 10
+
+
+def _tasks(name: str) -> tuple[list[str], list[str]]:
+    """The texts of the ten tasks, and what checks the answers."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and cell.source.startswith("## ")]
+    return texts, [cell.source.partition("# check\n")[2] for cell in code_cells(notebook)]
+
+
+def test_exercises_and_solutions_ask_and_check_the_same() -> None:
+    assert _tasks("exercises") == _tasks("solutions")
+    texts, checks = _tasks("exercises")
+    assert len(texts) == len(checks) == 10 and all("still_open(" in check for check in checks)
+    solved = (ROOT / "notebooks" / "solutions.ipynb").read_text(encoding="utf-8")
+    assert "= None" not in solved and solved.count("**Why.**") == 10
+
+
+@pytest.mark.parametrize("number, line", [(1, "low = 0.1"), (2, "zeros = 0.5"), (7, "at_70 = (1.2, 0.8)")])
+def test_a_wrong_answer_fails_with_a_hint(number: int, line: str) -> None:
+    cells = code_cells(nbformat.read(ROOT / "notebooks" / "exercises.ipynb", as_version=4))
+    name, scope = line.split(" =")[0], {}
+    sources = [cells[0].source] + ([cells[number - 1].source] if number > 1 else [])
+    wrong = re.sub(rf"^{name} = None.*$", line, sources[-1], flags=re.MULTILINE)
+    if number == 1:
+        wrong = wrong.replace("high = None", "high = 0.2")
+    with pytest.raises(AssertionError, match=r"\w"):
+        for source in [*sources[:-1], wrong]:
+            exec(compile(source, "exercise", "exec"), scope)
 
 
 @pytest.mark.slow
