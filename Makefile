@@ -10,10 +10,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-SOURCE := mpviz tests notebooks
+SOURCE := mpviz tests notebooks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboard lab test check bench browser clean
+.PHONY: help setup dashboard lab notebooks docs test check bench browser clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,13 @@ dashboard: $(VENV)/.lab  ## serve the dashboard on http://localhost:5006 (PORT=.
 
 lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+notebooks: $(VENV)/.lab  ## run all notebooks at their full settings into runs/notebooks
+	MPVIZ_FULL=1 $(BIN)/python -m nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
+	    --output-dir runs/notebooks notebooks/*.ipynb
+
+docs: $(VENV)/.docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
 
 test: $(VENV)/.test browser  ## run every test, those in the browser included
 	@# What measures a speed or paints a page has both cores to itself. Both runs always happen, so that one red
@@ -51,7 +58,7 @@ bench: $(VENV)/.test  ## measure speeds on this machine and print them
 	$(BIN)/python tests/benchmarks/readme_tables.py
 
 clean:  ## remove the environment and all caches
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find $(SOURCE) \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 # Debian's python3 comes without ensurepip, and its error message is easy to miss between others.
@@ -71,6 +78,10 @@ $(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.lab
 	$(PIP) install -c constraints.txt -e '.[lab,train,test]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.lab
+	$(PIP) install -c constraints.txt -e '.[lab,train,docs]'
 	@touch $@
 
 browser:

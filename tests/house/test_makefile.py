@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TARGETS = ["setup", "dashboard", "lab", "test", "check", "bench", "clean", "help"]
+TARGETS = ["setup", "dashboard", "lab", "notebooks", "docs", "test", "check", "bench", "clean", "help"]
 
 
 def _make(root: Path, *words: str) -> str:
@@ -31,10 +31,18 @@ def test_targets_install_what_they_need(root: Path, tmp_path: Path) -> None:
     """In a clone without .venv each target first makes it, from the constraints."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(root / name, tmp_path)
-    for target in ("setup", "dashboard", "lab", "test", "check", "bench"):
+    for target in ("setup", "dashboard", "lab", "notebooks", "docs", "test", "check", "bench"):
         plan = _make(tmp_path, "--dry-run", target)
         assert "-m venv .venv" in plan and "-c constraints.txt -e '.[lab" in plan, target
     assert ".ci/browser" in _make(tmp_path, "--dry-run", "test")
+
+
+def test_the_site_and_the_notebooks_are_made_as_they_say(root: Path) -> None:
+    assert "mkdocs build --strict" in _make(root, "--dry-run", "docs")
+    plan = _make(root, "--dry-run", "notebooks")
+    assert "MPVIZ_FULL=1" in plan and "--output-dir runs/notebooks notebooks/*.ipynb" in plan
+    ignored = (root / ".gitignore").read_text().splitlines()
+    assert {"site/", "runs/"} <= set(ignored)
 
 
 def test_the_dashboard_takes_a_port(root: Path) -> None:

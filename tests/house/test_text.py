@@ -55,7 +55,7 @@ def test_no_file_speaks_of_its_origin(root: Path, files: list[Path], pattern: st
 def test_the_top_level_holds_what_it_should(root: Path, files: list[Path]) -> None:
     found = {path.relative_to(root).parts[0] for path in files}
     assert found <= {
-        "notebooks", "mpviz", "data", "tests", "environment.yml", "README.md",
+        "notebooks", "mpviz", "data", "tests", "docs", "mkdocs.yml", "environment.yml", "README.md",
         "pyproject.toml", "Makefile", "constraints.txt", "LICENSE", ".ci", ".gitignore", "Containerfile",
     }  # fmt: skip
 

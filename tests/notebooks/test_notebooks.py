@@ -102,6 +102,32 @@ SAYS = {
         8: r"\d+ committed cells",
         9: r"dense im2col[\s\S]*2\.705",
     },
+    "08-your-own-model": {
+        1: r"340 images, the first is photos/train/bag/",
+        2: r"train 216, calibration 24, test 100\nimages \(3, 28, 28\); \d\d\.\d%",
+        3: r"stem[\s\S]*head\.weight",
+        4: r"the plan: \d0% of the prunable weights go",
+        5: r"no proved bound: [\s\S]*unchanged of all data, at least \(population\)",
+        6: r"the same logits\nwithout the architecture: .*pass it: mp\.load\(path, model=…\)",
+        7: r"tailor\.html: \d\.\d MB in one file",
+        8: r"\[model\][\s\S]*yours\.safetensors[\s\S]*\[budget\]\nsparsity = 0\.4",
+        9: r"\$ mpviz run [\s\S]*known as[\s\S]*population[\s\S]*report\.html",
+        10: r"did you mean 'test_resnet'\?[\s\S]*did you mean 'sparsity'\?",
+    },
+    "09-reproduce-the-paper": {
+        1: r"vit_base|ViT-B/16[\s\S]*DeiT-T",
+        2: r"pattern = \"2:4\"",
+        3: r"matched +12\nnominal +7\nneither +3",
+        4: r"8 layers at 2:4, pairs merged \(8, 8\); the same bits come back",
+        5: r"measured on one core: \d+ s to \d+ min a row",
+        6: r"theirs, points[\s\S]*fashion-resnet",
+        7: r"2:4 was timed in \d+ of \d+ committed cells",
+        8: r"plotly",
+        9: r"71\.64[\s\S]*90\.53",
+        10: r"accuracies on ImageNet +0 +21 +not run",
+    },
+    "exercises": dict.fromkeys(range(1, 11), r"^(?:open\n)+"),
+    "solutions": dict.fromkeys(range(1, 10), r"^(?:answered\n)+") | {10: r"^answered\n[\s\S]*population"},
 }
 
 
@@ -136,6 +162,34 @@ def test_a_notebook_is_stored_clean(path: Path) -> None:
         assert cell.outputs == [] and cell.execution_count is None
         assert "assert " in cell.source, "every code cell holds its claim"
     assert len(code_cells(notebook)) <= 10
+
+
+def _tasks(name: str) -> tuple[list[str], list[str]]:
+    """The texts of the ten tasks, and what checks the answers."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and cell.source.startswith("## ")]
+    return texts, [cell.source.partition("# check\n")[2] for cell in code_cells(notebook)]
+
+
+def test_exercises_and_solutions_ask_and_check_the_same() -> None:
+    assert _tasks("exercises") == _tasks("solutions")
+    texts, checks = _tasks("exercises")
+    assert len(texts) == len(checks) == 10 and all("still_open(" in check for check in checks)
+    solved = (ROOT / "notebooks" / "solutions.ipynb").read_text(encoding="utf-8")
+    assert "= None" not in solved and solved.count("**Why.**") == 10
+
+
+@pytest.mark.parametrize("number, line", [(1, "low = 0.1"), (2, "zeros = 0.5"), (7, "at_70 = (1.2, 0.8)")])
+def test_a_wrong_answer_fails_with_a_hint(number: int, line: str) -> None:
+    cells = code_cells(nbformat.read(ROOT / "notebooks" / "exercises.ipynb", as_version=4))
+    name, scope = line.split(" =")[0], {}
+    sources = [cells[0].source] + ([cells[number - 1].source] if number > 1 else [])
+    wrong = re.sub(rf"^{name} = None.*$", line, sources[-1], flags=re.MULTILINE)
+    if number == 1:
+        wrong = wrong.replace("high = None", "high = 0.2")
+    with pytest.raises(AssertionError, match=r"\w"):
+        for source in [*sources[:-1], wrong]:
+            exec(compile(source, "exercise", "exec"), scope)
 
 
 @pytest.mark.slow
