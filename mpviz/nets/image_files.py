@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from mpviz.errors import DataError
+from mpviz.errors import DataError, MpvizError
 from mpviz.nets.timm_import import import_timm
 
 # what decoders make of damaged bytes, beside OSError and ValueError: each has a way of its own
@@ -36,7 +36,25 @@ class StrictImages(Dataset):
         except (OSError, ValueError) as error:
             name = self.reader.filename(index, absolute=True)
             raise DataError(f"cannot read the image {name} ({error}); repair it or take it out") from error
-        return self.inner.transform(pixels), label
+        return self._transformed(pixels, index), label
+
+    def _transformed(self, pixels: Any, index: int) -> Any:
+        """What the transform makes of the pixels. Raises DataError that names the image and the step that failed."""
+        whole = self.inner.transform
+        steps = whole.transforms if isinstance(getattr(whole, "transforms", None), list) else [whole]
+        for step in steps:
+            try:
+                pixels = step(pixels)
+            except MpvizError:
+                raise
+            except Exception as error:  # a transform is anybody's code, and each fails in its own way
+                what = getattr(step, "__name__", type(step).__name__)
+                name = self.reader.filename(index, absolute=True)
+                raise DataError(
+                    f"the transform {what} fails on the image {name} ({type(error).__name__}: {error}); "
+                    "choose other transforms, or take the image out"
+                ) from error
+        return pixels
 
 
 def _decoded(file: Any, mode: str) -> Image.Image:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 from mpviz.errors import DataError, TrainingError
 from mpviz.nets.data import ImageArrays
 from mpviz.nets.image_files import StrictImages
-from mpviz.nets.timm_import import import_timm
+from mpviz.nets.timm_import import import_timm, mend_posterize
 
 BatchTransform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -66,7 +66,7 @@ class TimmTransform:
         config = timm.data.resolve_model_data_config(model)
         config.pop("crop_pct", None), config.pop("crop_mode", None)
         try:
-            return timm.data.create_transform(**{**config, **self.options}, is_training=True)
+            return mend_posterize(timm.data.create_transform(**{**config, **self.options}, is_training=True))
         except (TypeError, ValueError, AssertionError, KeyError) as error:
             raise DataError(
                 f"timm makes no training transform of {self.options} ({error}); check the options"

@@ -66,3 +66,14 @@ def test_random_damage_raises_nothing_else(tmp_path: Path, kind: str) -> None:
         place.write_bytes(raw)
         with contextlib.suppress(DataError):
             images[1]
+
+
+def test_a_transform_that_fails_names_itself_and_the_image(tmp_path: Path) -> None:
+    folder(tmp_path)
+
+    def halve(image: Image.Image) -> Image.Image:
+        raise RuntimeError("odd sides")
+
+    images = open_images("", tmp_path, halve)
+    with pytest.raises(DataError, match=r"the transform halve fails on the image .*1\.png \(RuntimeError: odd sides\)"):
+        images[1]

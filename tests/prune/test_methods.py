@@ -200,15 +200,17 @@ def test_thin_factors_keep_their_zeros_and_large_ones_are_not_stored() -> None:
 
 
 def test_haar_drops_small_coordinates_of_singular_vectors() -> None:
-    found = pruned("haar", 0.3, z0=0.7)
+    found, recomposed = pruned("haar", 0.3, z0=0.7), {}
     for name, weight in weights().items():
         u, s, vt = np.linalg.svd(weight.reshape(len(weight), -1).numpy(), full_matrices=False)
         u[np.sqrt(u.shape[0]) * abs(u) < 0.7] = 0
         vt[np.sqrt(vt.shape[1]) * abs(vt) < 0.7] = 0
-        new = torch.from_numpy(u @ np.diag(s) @ vt).reshape(weight.shape).float()
+        recomposed[name] = torch.from_numpy(u @ np.diag(s) @ vt).reshape(weight.shape).float()
         mask = found.masks[name]
-        torch.testing.assert_close(found.values[name][mask], new[mask], atol=1e-5, rtol=1e-4)
-        assert new[~mask].abs().max() <= new[mask].abs().min() + 1e-5 or len(found.masks) > 1
+        torch.testing.assert_close(found.values[name][mask], recomposed[name][mask], atol=1e-5, rtol=1e-4)
+    expected = ordered({name: one.abs() for name, one in recomposed.items()}, found.removed)
+    agree = sum(int((expected[name] == found.masks[name]).sum()) for name in expected)
+    assert agree >= 0.999 * Ranking(setting()[0]).total  # singular vectors come in either sign, with their rounding
     assert not same(found.masks, pruned("magnitude", 0.3).masks)
     assert not same(found.masks, pruned("haar", 0.3, z0=0.7, spikes=False).masks)
 

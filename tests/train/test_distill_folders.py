@@ -61,6 +61,27 @@ def test_random_transforms_are_the_same_whoever_reads(folder: Path, tmp_path: Pa
     assert len(plain.curve) == 2 * 4 and np.isfinite(here.curve["loss"]).all()
 
 
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "augmix-m5-w1-d1-b1"])
+def test_posterizing_to_no_bits_gives_black_and_stops_nothing(folder: Path, policy: str) -> None:
+    """timm asks for 0 bits, which some versions of Pillow refuse."""
+    transform = TimmTransform({"auto_augment": policy}).build(network())
+    chosen = next(step for step in transform.transforms if hasattr(step, "ops") or hasattr(step, "policy"))  # type: ignore[attr-defined]
+    found = [chosen.ops] if hasattr(chosen, "ops") else chosen.policy
+    operations = [one for policy in found for one in policy if one.name.startswith("Posterize")]
+    image = Image.open(folder / "val" / "light" / "0.png")
+    grey = np.asarray(image)
+    assert operations
+    for one in operations:
+        for bits in (-1, 0, 1, 8):
+            expected = grey & (256 - 2 ** (8 - bits) if bits > 0 else 0)
+            assert np.array_equal(np.asarray(one.aug_fn(image, bits, **one.kwargs)), expected)
+
+
+def test_the_strongest_random_transforms_reach_the_end(folder: Path) -> None:
+    run = recover(folder, augment=TimmTransform({"auto_augment": "rand-m10-n8-mstd0.5-inc1", "re_prob": 0.25}))
+    assert len(run.curve) == 8 and np.isfinite(run.curve["loss"]).all()
+
+
 def test_augmentation_must_fit_the_images(folder: Path) -> None:
     with pytest.raises(DataError, match="images in memory"):
         recover(folder, augment=FlipShift())
