@@ -40,6 +40,11 @@ class _Grid:
         self.moments: dict[int, dict[str, Moments]] = {}
         folder.roles = roles_of(self.table)
         for method in recipe.grid.methods:
+            if recipe.grid.options.get(method, {}).get("factors"):
+                raise RecipeError(
+                    f"recipe key 'grid.options.{method}.factors': a grid keeps masks of whole matrices; leave it out, "
+                    "and make two factors with mp.prune_model"
+                )
             seb = _budgets(method, recipe)
             if seb is not None:  # its options name layers and roles, which are known only now
                 allocate(self.table, 0.0, **vars(seb))

@@ -39,7 +39,13 @@ AFTER_TRAINING = ("population", "path", "ball")  # tiers that do not speak of ma
 
 
 def plan_weights(table: pd.DataFrame, plan: BudgetPlan) -> pd.Series:
-    """SEB weights of a budget plan."""
+    """SEB weights of a budget plan. Raises BudgetError for what `allocate` refuses, and for a β of absent roles."""
+    roles = table.loc[table["prunable"].astype(bool), "role"].unique()
+    for role in plan.beta_by_role:
+        if role not in roles:
+            raise BudgetError(
+                f"the network has no prunable {role} layers for a β of their own; it has: {', '.join(roles)}"
+            )
     return allocate(
         table, plan.sparsity, plan.signal, plan.beta, plan.decay_end, plan.beta_by_role or None, tuple(plan.locked)
     )

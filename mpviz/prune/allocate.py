@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,10 @@ SIGNALS = ("sigma_plus", "alpha")
 MIN_WEIGHT = 0.1
 
 
-def check_sparsity(sparsity: float) -> float:
+def check_sparsity(sparsity: Any) -> float:
     """The sparsity as a float. Raises BudgetError outside [0, 1)."""
     try:
-        value = float(sparsity)
+        value = math.nan if isinstance(sparsity, (str, bytes)) else float(sparsity)
     except (TypeError, ValueError):
         value = math.nan
     if not 0.0 <= value < 1.0:

@@ -44,7 +44,7 @@ class Inputs:
 
     def spectra(self, method: str, model: nn.Module) -> pd.DataFrame:
         """The table. Raises BudgetError when there is none, or it lacks a prunable layer of this network."""
-        if self.table is None:
+        if not isinstance(self.table, pd.DataFrame):
             raise BudgetError(f"the method '{method}' looks at spectra; give table=mp.analyze(model)")
         for info in list_layers(model):
             known = info.name in self.table.index
@@ -57,6 +57,10 @@ class Inputs:
     def moments(self, method: str, names: list[str]) -> Mapping[str, Moments]:
         """The second moments of these layers' inputs. Raises BudgetError when one is missing."""
         known = self.calibration or {}
+        if not isinstance(known, Mapping):
+            raise BudgetError(
+                f"calibration is a {type(known).__name__}; give mp.second_moments(model, data.calibration)"
+            )
         missing = [name for name in names if name not in known]
         if missing:
             raise BudgetError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,8 +49,10 @@ def stages(
     [(0.2, 0.2), (0.25, 0.28), (0.3, 0.33)]
     """
     goal = check_sparsity(sparsity)
-    if ratio < 1:
+    if not 1 <= ratio < math.inf:
         raise BudgetError(f"the over-pruning ratio is at least 1; got {ratio}")
+    if not 0 <= magnitude_until < 1:
+        raise BudgetError(f"magnitude goes up to a sparsity in [0, 1); got {magnitude_until}")
     if not 0 < step < 1:
         raise BudgetError(f"a step is a difference of sparsities in (0, 1); got {step}")
     ladder = [check_sparsity(target) for target in targets]

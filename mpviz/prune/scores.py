@@ -109,8 +109,13 @@ def obs(matrix: Tensor, gram: Tensor, count: int, block: int, damping: float) ->
     dead = hessian.diagonal() <= 0
     hessian.diagonal()[dead] = 1.0
     hessian.diagonal().add_(damping * gram.diagonal().mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        upper = torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as failed:
+        raise BudgetError(
+            f"the inputs' second moments cannot be inverted with a damping of {damping:g}; take 0.01, or more images"
+        ) from failed
     quotas = block_counts(dead, rows, count, block)
     for start, take in zip(range(0, cols, block), quotas, strict=True):
         stop = min(start + block, cols)

@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mpviz.errors import ModelError, TrainingError
+from mpviz.errors import BudgetError, ModelError, TrainingError
 from mpviz.nets.data import Split
 from mpviz.nets.forward import logits, pruned_copy
 from mpviz.train.feed import check_training_data
 from mpviz.train.keeper import check_every, open_folder
-from mpviz.train.plan import RecoveryPlan, identity, make_plan
+from mpviz.train.plan import RecoveryPlan, check_count, identity, make_plan
 from mpviz.train.processes import choose_device, open_accelerator
 from mpviz.train.recovery import Setting, Training
 
@@ -90,6 +90,9 @@ def distill(
     plan = make_plan(epochs=epochs, temperature=temperature, weight=weight, optimizer=optimizer, seed=seed, **options)
     check_training_data(data)
     check_every(every)
+    check_count("workers", workers)
+    if masks is not None and not isinstance(masks, Mapping):
+        raise BudgetError(f"masks are a {type(masks).__name__}; give a bool tensor for each parameter name")
     trained = pruned_copy(student, masks or {}).eval()
     kept = {name: mask.detach().clone() for name, mask in (masks or {}).items()}
     chosen, why = choose_device(device)

@@ -141,6 +141,7 @@ class _Run:
         self.weights = [layer.weight for layer in linear.values()]
         self.device = next(model.parameters()).device
         self.images, self.labels = (values.to(self.device) for values in data.sample())
+        self._check_shapes()
         self.optimizer = torch.optim.SGD(model.parameters(), lr=plan.learning_rate, momentum=plan.momentum)
         known = {"network": digest(model.state_dict()), "data": data_digest(data)} if folder else {}
         self.keeper = Keeper(folder, asdict(plan) | known, "MP training")
@@ -149,6 +150,23 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.log: list[dict[str, Any]] = []
         self.partial = {"loss": 0.0, "hits": 0.0}
+
+    @torch.no_grad()
+    def _check_shapes(self) -> None:
+        """Raises TrainingError for a network that does not take these images, or has no class for a label."""
+        classes = int(self.labels.max()) + 1
+        try:
+            found = self.model.eval()(self.images[:2])
+        except RuntimeError as error:  # what torch raises for shapes that do not fit
+            shape = tuple(self.images.shape[1:])
+            raise TrainingError(f"the network cannot take images of shape {shape}; make one that does") from error
+        finally:
+            self.model.train()
+        if found.ndim != 2 or found.shape[1] < classes:
+            raise TrainingError(
+                f"the data have {classes} classes, the network gives {tuple(found.shape[1:])}; "
+                "give it an output for each class"
+            )
 
     def begin(self) -> None:
         """Take up what the folder holds, or write its first checkpoint."""

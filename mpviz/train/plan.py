@@ -25,6 +25,12 @@ PRECISIONS = ("no", "bf16", "fp16")
 _DEFAULTS = {"adamw": (1e-5, 0.01, 32), "sgd": (1e-3, 1e-4, 256)}
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raises TrainingError for what is no whole number from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TrainingError(f"{name} = {value!r}; give a whole number from 0 on")
+
+
 @dataclass(frozen=True)
 class RecoveryPlan:
     """The schedule of a recovery.
@@ -85,6 +91,7 @@ class RecoveryPlan:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise TrainingError(f"{name} = {value!r}; give a whole number of at least 1")
+        check_count("seed", self.seed)
         bounds = {
             "epochs": (0.0, None, "above 0"),
             "temperature": (0.0, None, "above 0"),

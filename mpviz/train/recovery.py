@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,7 @@ class Training:
         self.step, self.seconds, self._said = 0, 0.0, 0.0
         self.epochs: list[dict[str, Any]] = []
         self.partial = {"loss": 0.0, "hits": 0.0, "seen": 0.0}
+        self.told: list[Tensor] = []  # the teacher's logits for the parts of this step
         self.keeper = Keeper(setting.folder, setting.identity, writes=accelerator.is_main_process)
         self.metrics = Metrics(None)
 
@@ -133,6 +134,7 @@ class Training:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         asked = self.s.cancelled is not None and self.s.cancelled()
+        self.told.clear()
         sums = torch.tensor([0.0, 0.0, float(asked)], dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts, start=1):
             together = number == len(parts) or self.world == 1
@@ -146,11 +148,7 @@ class Training:
             sums = self.accelerator.reduce(sums, reduction="sum")
         loss_sum, hit_sum, stop = sums.tolist()
         if not math.isfinite(loss_sum):
-            self.keeper.spoiled(self.step, self.model, parts[0].images.to(self.device))
-            raise TrainingError(
-                f"the loss is {loss_sum / size} at step {self.step + 1} of {self.steps} (epoch {epoch + 1}); lower the "
-                f"learning rate of {self.plan.rate:g} or look at the data; {self.keeper.kept()}"
-            )
+            self._stop_at(loss_sum / size, epoch, parts)
         self._update()
         self.step += 1
         self.metrics.add(
@@ -159,6 +157,26 @@ class Training:
         for key, value in (("loss", loss_sum), ("hits", hit_sum), ("seen", size)):
             self.partial[key] += value
         return stop > 0
+
+    def _stop_at(self, loss: float, epoch: int, parts: list[Part]) -> NoReturn:
+        """Raise TrainingError for a loss that is not finite; checkpoints go only where the student is to blame."""
+        images = torch.cat([part.images for part in parts])
+        spoiled = [not all(bool(torch.isfinite(one).all()) for one in group) for group in ([images], self.told)]
+        found = torch.tensor(spoiled, dtype=torch.float32, device=self.device)
+        if self.world > 1:  # the part at fault may be another process's
+            found = self.accelerator.reduce(found, reduction="sum")
+        of_images, of_teacher = (bool(one) for one in found)
+        if of_images:
+            remedy = "some of its images are not finite: look at the data and their transform"
+        elif of_teacher:
+            remedy = "the teacher's logits are not finite: give another teacher, or weight=0"
+        else:
+            remedy = f"lower the learning rate of {self.plan.rate:g} or look at the data"
+            self.keeper.spoiled(self.step, self.model, images.to(self.device))
+        raise TrainingError(
+            f"the loss is {loss} at step {self.step + 1} of {self.steps} (epoch {epoch + 1}); {remedy}; "
+            f"{self.keeper.kept()}"
+        )
 
     def _pass(self, part: Part) -> tuple[Tensor, Tensor]:
         """Summed loss and hits of one part; both zero for a part that only keeps step with the other processes."""
@@ -173,6 +191,7 @@ class Training:
             if self.teacher is not None:
                 with torch.no_grad():  # first, while the student's activations do not yet fill the memory
                     theirs = self.teacher(images)
+                self.told.append(theirs)
             ours = self.network(images)
         plan = self.plan
         loss = recovery_loss(ours, target, theirs, plan.weight, plan.temperature, plan.smoothing).sum()

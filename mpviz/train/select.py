@@ -113,10 +113,13 @@ class _Selection:
             ours = self.network(images)
             loss = recovery_loss(ours, labels, told, self.settings["weight"], self.settings["temperature"]).mean()
         if not torch.isfinite(loss):
-            self.keeper.spoiled(self.step, self.network, images)
+            remedy = "lower its rate"
+            if told is not None and not torch.isfinite(told).all() and torch.isfinite(images).all():
+                remedy = "the teacher's logits are not finite: give another teacher"
+            else:
+                self.keeper.spoiled(self.step, self.network, images)
             raise TrainingError(
-                f"the loss of the selection is {loss.item()} at step {self.step + 1}; lower its rate; "
-                f"{self.keeper.kept()}"
+                f"the loss of the selection is {loss.item()} at step {self.step + 1}; {remedy}; {self.keeper.kept()}"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

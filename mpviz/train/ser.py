@@ -17,7 +17,7 @@ from mpviz.nets.data import Split
 from mpviz.prune.restore import Stage
 from mpviz.train.feed import check_training_data
 from mpviz.train.keeper import check_every
-from mpviz.train.plan import RecoveryPlan, data_digest, digest, make_plan
+from mpviz.train.plan import RecoveryPlan, check_count, data_digest, digest, make_plan
 from mpviz.train.processes import launched
 from mpviz.train.stage import BeforeRecovery, Stages, Tell, place_of
 from mpviz.train.step_plan import StepPlan
@@ -72,6 +72,7 @@ def prune_in_steps(
     """
     plan = (plan or StepPlan()).checked()
     check_training_data(data, "pruning in steps")
+    check_count("seed", seed)
     training = checked_recovery(recovery, seed)
     todo = plan.stages(sparsity)
     run = Stages(model, data, plan, check, seed, recovery, cancelled, before_recovery)

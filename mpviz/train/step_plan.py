@@ -69,8 +69,14 @@ class StepPlan:
             value = getattr(self, name)
             if value not in known:
                 raise TrainingError(f"unknown {name} '{value}'; {nearest(value, known)}")
-        if not self.selection > 0 or not self.recovery >= 0 or self.last < 0:
+        if not 0 < self.selection < math.inf or not 0 <= self.recovery < math.inf or self.last < 0:
             raise TrainingError("selection takes epochs above 0, recovery and last from 0 on")
+        if not 1 <= self.ratio < math.inf:
+            raise TrainingError(f"ratio = {self.ratio}; what a step removes over what it keeps removed is 1 or more")
+        if not 0 <= self.until < 1:
+            raise TrainingError(f"until = {self.until}; give a sparsity in [0, 1)")
+        if not math.isfinite(self.drop):
+            raise TrainingError(f"drop = {self.drop}; give a difference of accuracies, such as 0.007")
         if self.selection_batch < 1:
             raise TrainingError(f"selection_batch = {self.selection_batch}; give a number of images, 1 or more")
         if not (math.isfinite(self.selection_rate) and self.selection_rate > 0):

@@ -155,13 +155,14 @@ class Workbench(Remembering):
     def plan(self) -> BudgetPlan:
         """The budget part of the recipe, as the sliders stand."""
         roles = {"attention": self.beta_attention, "mlp": self.beta_mlp}
+        present = set(self.table.loc[self.table["prunable"].astype(bool), "role"])  # others have no say here
         tidy = lambda value: round(float(value), 6)  # noqa: E731 - sliders count in floats: 0.2 is 0.20000000000000004
         return BudgetPlan(
             sparsity=tidy(self.sparsity),
             signal=self.signal,
             beta=tidy(self.beta),
             decay_end=tidy(self.decay_end),
-            beta_by_role={role: tidy(value) for role, value in roles.items() if value is not None},
+            beta_by_role={role: tidy(v) for role, v in roles.items() if v is not None and role in present},
             locked=list(self.locked),
         )
 

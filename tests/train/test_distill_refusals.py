@@ -14,6 +14,7 @@ import torch
 import mpviz as mp
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, DataError, ModelError, TrainingError
 from mpviz.nets.forward import logits
+from mpviz.train.augment import FlipShift
 from mpviz.train.distill import distill
 from tests.train.recovery_case import digest, digits, fashion, mlp, recover, stem_vit, vit
 
@@ -142,3 +143,54 @@ def test_vit_dropout_differs_by_seed_and_repeats_by_seed() -> None:
     one, same, other = (recover("dropout", epochs=1, seed=seed) for seed in (0, 0, 1))
     assert digest(one.model) == digest(same.model) != digest(other.model)
     assert vit(1, 0.2).training is False
+
+
+class _TurnsNaN(torch.nn.Module):
+    """A network whose answers are no numbers from a call on."""
+
+    def __init__(self, inner: torch.nn.Module, good: int) -> None:
+        super().__init__()
+        self.inner, self.left = inner, good
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (torch.is_inference_mode_enabled() or self.training):
+            self.left -= 1
+        return self.inner(x) * (math.nan if self.left < 0 else 1.0)
+
+
+@pytest.mark.parametrize("good", [3, 9])
+def test_a_teacher_that_gives_no_numbers_is_named_and_costs_no_checkpoint(good: int, tmp_path: Path) -> None:
+    options = {"epochs": 1, "batch": 64, "optimizer": "sgd", "learning_rate": 1e-3, "device": "cpu", "every": 1}
+    with pytest.raises(
+        TrainingError, match=r"the teacher's logits are not finite: give another teacher.*step-0"
+    ) as caught:
+        distill(mlp(1), _TurnsNaN(mlp(2), good), digits(), out=tmp_path, **options)
+    step = int(str(caught.value).split("at step ")[1].split()[0])
+    assert f"step-{step - 1:08d}" in str(caught.value)
+    assert (tmp_path / f"step-{step - 1:08d}.safetensors").exists()
+
+
+def test_images_that_are_not_finite_in_a_later_part_of_a_batch_cost_no_checkpoint(tmp_path: Path) -> None:
+    options = {"epochs": 1, "batch": 64, "accumulate": 2, "optimizer": "sgd", "learning_rate": 1e-3, "device": "cpu",
+               "every": 1}  # fmt: skip
+    seen = 0
+
+    class Spoils(FlipShift):
+        def apply(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+            nonlocal seen
+            seen += 1
+            return images * (math.nan if seen == 6 else 1.0)
+
+    with pytest.raises(TrainingError, match=r"at step 3 .*some of its images are not finite.*step-00000002"):
+        distill(mlp(1), mlp(2), digits(), out=tmp_path, augment=Spoils(), **options)
+    assert (tmp_path / "step-00000002.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"seed": -1}, "seed = -1"), ({"seed": True}, "seed = True"), ({"masks": [1, 2]}, "masks are a list"),
+     ({"workers": -1}, "workers = -1")],
+)  # fmt: skip
+def test_what_would_end_deep_inside_a_library_is_a_sentence(options: dict, words: str) -> None:
+    with pytest.raises((TrainingError, BudgetError), match=words):
+        distill(mlp(1), None, digits(), device="cpu", **options)

@@ -225,3 +225,12 @@ def test_it_refuses_in_sentences() -> None:
         mp_train(network(), digits(), dataclasses.replace(FAST, lambda1="little"))
     with pytest.raises(Cancelled, match="epoch 1"):
         mp_train(network(), digits(), FAST, cancelled=lambda: True)
+
+
+def test_a_network_of_other_classes_or_images_is_told():
+    few = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 7))
+    with pytest.raises(TrainingError, match="the data have 10 classes, the network gives"):
+        mp_train(few, mp.load_data("digits").train)
+    narrow = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+    with pytest.raises(TrainingError, match="cannot take images of shape"):
+        mp_train(narrow, mp.load_data("digits").train)

@@ -12,8 +12,8 @@ from mpviz.errors import BudgetError, ModelError, MpvizError, RecipeError
 from mpviz.recipe import ModelPlan, Recipe, parse_recipe
 from mpviz.workbench import history, session_file
 from mpviz.workbench.history import History
-from mpviz.workbench.names import TIERS_SHOWN
-from mpviz.workbench.session_file import checked_state, from_query, parse_session, session_text, to_query
+from mpviz.workbench.names import TIERS_SHOWN, to_query
+from mpviz.workbench.session_file import checked_state, from_query, parse_session, session_text
 
 
 class Clock:
