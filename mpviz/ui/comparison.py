@@ -94,6 +94,7 @@ def _lines(
     rows: pd.DataFrame, name: str, scale: float, key: str, place: int, hollow: bool, legend: bool, theme: str
 ) -> list[Json]:
     """The line of a method in a panel, and the band behind it where there are seeds enough."""
+    rows = rows[rows[name].notna()]  # a grid may hold cells of which this was not measured
     if rows.empty:
         return []
     colour, method = method_colour(place, theme), str(rows["method"].iloc[0])

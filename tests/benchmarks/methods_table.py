@@ -125,13 +125,18 @@ def main() -> None:
     cells, spectra = old.get("cells", []), old.get("spectra", {})
 
     def keep(cell: dict[str, Any]) -> None:
+        same = ("network", "method", "sparsity", "seed")
+        cells[:] = [one for one in cells if any(one[key] != cell[key] for key in same)]
         cells.append(cell)
         print(cell["network"], cell["method"], cell["sparsity"], cell["seed"], f"{cell['accuracy']:.4f}", flush=True)
         record.write(NAME, COMMAND, {"calibration_images": options.calibration, "cells": cells, "spectra": spectra})
 
     for name in options.networks:
         bench = Bench(name, options.calibration)
-        done = {(one["method"], one["sparsity"], one["seed"]) for one in cells if one["network"] == name}
+        # cells without a budget are of an earlier measurement, and stay until they are measured anew
+        done = {
+            (one["method"], one["sparsity"], one["seed"]) for one in cells if one["network"] == name and "budget" in one
+        }
         for sparsity in SPARSITIES:
             for arm in ARMS:
                 for seed in SEEDS.get(arm, (0,)):
