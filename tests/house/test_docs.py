@@ -68,8 +68,9 @@ class Built(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
-        pytest.importorskip(package, reason="the extra `docs` builds the site")
+    if os.environ.get("CI") != "true":  # there a missing package is a failure
+        for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+            pytest.importorskip(package, reason="the extra `docs` builds the site")
     folder = tmp_path_factory.mktemp("docs") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     paths = {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))}
