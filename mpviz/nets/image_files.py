@@ -66,10 +66,19 @@ def _decoded(file: Any, mode: str) -> Image.Image:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """timm's size, normalisation and interpolation of a model's images; the size is the one that it was built for."""
+    config: dict[str, Any] = import_timm().data.resolve_model_data_config(model)
+    sides = getattr(getattr(model, "patch_embed", None), "img_size", None)  # timm keeps the published one beside it
+    if sides is not None:
+        config["input_size"] = (config["input_size"][0], *sides)
+    return config
+
+
 def eval_transform(model: nn.Module | None) -> Any:
     """timm's transform for evaluation, of one image; size and normalisation are the model's where there is one."""
     timm = import_timm()
-    config = timm.data.resolve_model_data_config(model) if model is not None else {}
+    config = {} if model is None else data_config(model)
     return timm.data.create_transform(**config, is_training=False)
 
 

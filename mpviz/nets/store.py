@@ -20,6 +20,7 @@ from mpviz.errors import CheckpointError, ModelError
 from mpviz.files import replacing
 from mpviz.nets.factors import ranks_of, rebuild
 from mpviz.nets.forward import masked_parameters
+from mpviz.nets.layout import lay_out, layout_of
 from mpviz.nets.tome import Schedule, merge_tokens, schedule_of, settled_schedule, unmerge_tokens
 from mpviz.nets.zoo import Source, build_architecture, fill, source_of
 
@@ -122,11 +123,24 @@ def header_of(
     Raises TypeError or ValueError for what JSON cannot hold, ModelError for merges that the model cannot do or does
     otherwise.
     """
-    source, ranks, schedule = source_of(model), ranks_of(model), settled_schedule(model, tome)
-    header: dict[str, Any] = {"source": None if source is None else asdict(source), "tome": list(schedule),
+    source, ranks, schedule = _source_now(model), ranks_of(model), settled_schedule(model, tome)
+    header: dict[str, Any] = {"source": source, "layout": layout_of(model), "tome": list(schedule),
                               "recipe": recipe, "results": results,
                               "pattern": None if pattern is None else dict(pattern)}  # fmt: skip
     return json.dumps(header | ({"ranks": ranks} if ranks else {}), allow_nan=True)
+
+
+def _source_now(model: nn.Module) -> dict[str, Any] | None:
+    """How the model is built anew: as it was, with the classes that its head has by now."""
+    source, net = source_of(model), model
+    if source is None:
+        return None
+    options: dict[str, Any] = dict(source.options)
+    published = (getattr(net, "pretrained_cfg", None) or {}).get("num_classes")
+    classes: Any = getattr(net, "num_classes", None)
+    if isinstance(published, int) and isinstance(classes, int) and options.get("num_classes", published) != classes:
+        options["num_classes"] = classes
+    return asdict(source) | {"options": options}
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -150,8 +164,11 @@ def _header(path: Path, metadata: Mapping[str, str]) -> tuple[Source | None, dic
         source = Source(**header["source"]) if header["source"] else None
         ranks = {str(name): int(rank) for name, rank in header.get("ranks", {}).items()}
         tome = tuple(int(pairs) for pairs in header["tome"])
+        laid = header.get("layout", {})
+        layout = {"channels_last": bool(laid.get("channels_last")),
+                  "unfused": [str(name) for name in laid.get("unfused", ())]}  # fmt: skip
         rest = {key: header[key] for key in ("recipe", "results", "pattern")}
-        return source, ranks, {"tome": tome, **rest}
+        return source, ranks, {"layout": layout, "tome": tome, **rest}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the header of {path} is damaged ({error}); save it again") from error
 
@@ -204,6 +221,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> Checkpoint:
     rebuild(model, ranks)
     _match_types(model, weights)
     fill(model, weights, path)
+    lay_out(model, header.pop("layout"))
     masks = _masks(path, model, tensors)
     if schedule_of(model) != header["tome"]:
         merge_tokens(unmerge_tokens(model), header["tome"] or 0)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from mpviz.errors import DataError, TrainingError
 from mpviz.nets.data import ImageArrays
-from mpviz.nets.image_files import StrictImages
+from mpviz.nets.image_files import StrictImages, data_config
 from mpviz.nets.timm_import import import_timm, mend_posterize
 
 BatchTransform = Callable[[Tensor, torch.Generator], Tensor]
@@ -63,7 +63,7 @@ class TimmTransform:
     def build(self, model: nn.Module) -> Callable[[Any], Tensor]:
         """The transform of one image. Raises DataError for options that timm does not take."""
         timm = import_timm()
-        config = timm.data.resolve_model_data_config(model)
+        config = data_config(model)
         config.pop("crop_pct", None), config.pop("crop_mode", None)
         try:
             return mend_posterize(timm.data.create_transform(**{**config, **self.options}, is_training=True))
