@@ -91,9 +91,7 @@ def distill(
     check_training_data(data)
     check_every(every)
     check_count("workers", workers)
-    if masks is not None and not isinstance(masks, Mapping):
-        raise BudgetError(f"masks are a {type(masks).__name__}; give a bool tensor for each parameter name")
-    trained = pruned_copy(student, masks or {}).eval()
+    trained = pruned_copy(student, _named(masks)).eval()
     kept = {name: mask.detach().clone() for name, mask in (masks or {}).items()}
     chosen, why = choose_device(device)
     guide = _guide(teacher, student, in_place)
@@ -108,6 +106,12 @@ def distill(
         training.run()
         reasons = _reasons(why, optimizer, options, teacher, accelerator.num_processes)
         return _result(student, training, kept, reasons, in_place)
+
+
+def _named(masks: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    if masks is not None and not isinstance(masks, Mapping):
+        raise BudgetError(f"masks are a {type(masks).__name__}; give a bool tensor for each parameter name")
+    return masks or {}
 
 
 def _guide(teacher: nn.Module | None, student: nn.Module, in_place: bool) -> nn.Module | None:
