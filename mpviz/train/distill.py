@@ -97,9 +97,8 @@ def distill(
     guide = _guide(teacher, student, in_place)
     classes = _check_networks(trained, guide, data)
     known = identity(plan, trained, guide, kept, data)
-    folder = open_folder(out)
     told = (progress, cancelled, after_epoch, check)
-    setting = Setting(trained, guide, kept, data, classes, plan, known, folder, every, workers, *told)
+    setting = Setting(trained, guide, kept, data, classes, plan, known, open_folder(out), every, workers, *told)
     with contextlib.ExitStack() as stack:
         accelerator = stack.enter_context(open_accelerator(chosen, plan.precision, cancelled))
         training = Training(setting, accelerator, stack)
