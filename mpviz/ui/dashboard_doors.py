@@ -106,13 +106,9 @@ class PageDoor(Door, DocHandler):
         await super().prepare()
         if self._finished:
             return
-        if {
-            "bokeh-session-id",
-            "bokeh-token",
-        } & self.request.arguments.keys() or "Bokeh-Session-Id" in self.request.headers:
-            self.refuse(
-                400, "each visit has a session of its own; open the page without one"
-            )  # not another's, by a link
+        named = {"bokeh-session-id", "bokeh-token"} & self.request.arguments.keys()
+        if named or "Bokeh-Session-Id" in self.request.headers:  # a link could lead into another's session
+            self.refuse(400, "each visit has a session of its own; open the page without one")
             return
         if not all(_readable(value) for values in self.request.arguments.values() for value in values):
             self.refuse(400, "the address of this page cannot be read; open it without what follows the question mark")

@@ -22,7 +22,8 @@ from mpviz.workbench.session_file import checked_state, read_session, write_sess
 from mpviz.workbench.sources import Subject
 
 UNDOABLE = (*PLAN, "split", "samples")
-CONTROLLED = ("model", "data", "budget", "certify")  # sections of a recipe that have controls
+# what of a recipe has a control: keys by section, () for all
+CONTROLLED: dict[str, tuple[str, ...]] = {"model": ("name",), "data": (), "budget": (), "certify": ("split",)}
 _ROLES = {"attention": "beta_attention", "mlp": "beta_mlp"}
 
 
@@ -71,9 +72,12 @@ class Remembering(Proving):
 
     @property
     def recipe_text(self) -> str:
-        """The sections of the recipe that the controls make, as TOML; `apply` takes it back."""
-        values = self._present().to_dict()
-        return "\n".join(toml_section((name,), values[name]) for name in CONTROLLED)
+        """What of the recipe the controls make, as TOML; `apply` takes it back."""
+        values = self._controls().to_dict()
+        return "\n".join(
+            toml_section((section,), {key: values[section][key] for key in keys or values[section]})
+            for section, keys in CONTROLLED.items()
+        )
 
     def apply(self, recipe: str | Recipe) -> Job | None:
         """Set the controls to a recipe, or to what TOML text says; keys that a text leaves out stay as they are.
@@ -93,15 +97,14 @@ class Remembering(Proving):
             given = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"the recipe is not valid TOML: {error}") from error
-        values = self._present().to_dict()
+        values = self._controls().to_dict()
         for section, keys in given.items():
             inside = isinstance(keys, Mapping) and isinstance(values.get(section), dict)
             values[section] = {**values[section], **keys} if inside else keys
         return recipe_from_dict(values)
 
-    def _present(self) -> Recipe:
-        if self._subject.loadable:
-            return self.recipe
+    def _controls(self) -> Recipe:
+        """The recipe as the controls stand; of a network in hand, too, whose name leads nowhere."""
         data = DataPlan(name=self.data, folder=self._folder or "")
         return Recipe(ModelPlan(name=self.model), data, self.plan, CertifyPlan(split=self.split))
 

@@ -20,7 +20,7 @@ from mpviz.errors import ModelError, MpvizError
 from mpviz.nets.store import save
 from mpviz.pipeline import budget_table, plan_weights, prune_and_certify
 from mpviz.prune.allocate import layer_names
-from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
+from mpviz.recipe import BudgetPlan, Recipe
 from mpviz.workbench.jobs import Job, sentence
 from mpviz.workbench.measure import Aim, Measurer, Samples, open_samples
 from mpviz.workbench.memory import Remembering
@@ -176,12 +176,7 @@ class Workbench(Remembering):
             raise ModelError(
                 f"{self.model} was given as a module, but a recipe names its network; mp.save it and open the file"
             )
-        return Recipe(
-            model=ModelPlan(name=self.model),
-            data=DataPlan(name=self.data, folder=self._folder or ""),
-            budget=self.plan,
-            certify=CertifyPlan(split=self.split),
-        )
+        return self._controls()
 
     def export_recipe(self) -> str:
         """The plan as TOML text for `mpviz run`."""
