@@ -28,7 +28,7 @@ from mpviz.nets.zoo import load_model
 from mpviz.recipe import Recipe, read_recipe
 from mpviz.recipe_parts import dense_model
 
-COMMITTED = {"recovery-grid": "with recovery", "methods": "without training"}
+COMMITTED = {"recovery-grid": "with recovery", "methods": "without recovery"}
 PHASES = {"recovery-grid": "recovered", "methods": "pruned"}
 
 

@@ -61,6 +61,8 @@ def comparison_figure(metrics: pd.DataFrame, theme: str = "light", phase: str | 
         key, (words, scale) = "" if number == 1 else str(number), PANELS[name]
         across, up = _domains(number - 1, len(known))
         page[f"xaxis{key}"] = axis(theme, "sparsity, %" if up[0] == 0 else "", domain=across, anchor=f"y{key}")
+        if key:
+            page[f"xaxis{key}"]["matches"] = "x"  # a panel of which less was measured keeps the same scale
         page[f"yaxis{key}"] = axis(theme, words, domain=up, anchor=f"x{key}")
         low, high = table[name].min(), table[name].max()
         if name == "budget" and low > 0 and high > 10 * low:

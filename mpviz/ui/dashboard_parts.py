@@ -181,7 +181,7 @@ class Download(pn.widgets.FileDownload):
 
 def download(label: str, filename: str) -> Download:
     """A button for a file that is made when it is pressed."""
-    return Download(label=label, filename=filename, callback=_nothing, **_style(["tight"], sizing_mode="stretch_width"))
+    return Download(label=label, filename=filename, callback=_nothing, **_style(["snug"], sizing_mode="stretch_width"))
 
 
 async def _nothing() -> None:

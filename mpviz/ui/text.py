@@ -247,12 +247,12 @@ def strip_title(table: pd.DataFrame, theme: str = "light") -> str:
 
 
 def budgets_title(budgets: pd.DataFrame, theme: str = "light") -> str:
-    """“50 % removed: 132 000 of 264 000 prunable weights, between 31 % and 62 % a layer”."""
+    """“50 % removed: 132 000 of 264 000 weights, between 31 % and 62 % a layer”."""
     colours = palette(theme)
     total, removed = int(budgets["params"].sum()), int(budgets["removed"].sum())
     head = key("▨", f"{percent(removed / total if total else 0.0)} removed", colours.removed)
     free = budgets.loc[~budgets["locked"].astype(bool), "sparsity"]
-    words = f"<b>{head}</b>: {count(removed)} of {count(total)} prunable weights"
+    words = f"<b>{head}</b>: {count(removed)} of {count(total)} weights"
     if len(free) > 1:
         words += f", {percent(float(free.min()), 2)} to {percent(float(free.max()), 2)} a layer"
     return words

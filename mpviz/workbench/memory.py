@@ -22,8 +22,8 @@ from mpviz.workbench.session_file import checked_state, read_session, write_sess
 from mpviz.workbench.sources import Subject
 
 UNDOABLE = (*PLAN, "split", "samples")
-# what of a recipe has a control: keys by section, () for all
-CONTROLLED: dict[str, tuple[str, ...]] = {"model": ("name",), "data": (), "budget": (), "certify": ("split",)}
+# what of a recipe has a control: keys by section, () for all; what is changed most stands first
+CONTROLLED: dict[str, tuple[str, ...]] = {"budget": (), "certify": ("split",), "model": ("name",), "data": ()}
 _ROLES = {"attention": "beta_attention", "mlp": "beta_mlp"}
 
 

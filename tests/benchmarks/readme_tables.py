@@ -112,7 +112,7 @@ def _every_position(levels: tuple[float, ...]) -> list[str]:
 
 
 def methods_table() -> str:
-    """Accuracy after each unstructured method without training, by sparsity, of the networks that are measured."""
+    """Accuracy after each unstructured method without recovery, by sparsity, of the networks that are measured."""
     cells = json.loads((ROOT / "data/benchmarks/methods.json").read_text())["cells"]
     levels = (0.2, 0.4, 0.5, 0.6, 0.7)
     lines = ["| accuracy %, no training after | " + " | ".join(f"{s:.0%}" for s in levels) + " |"]

@@ -271,7 +271,7 @@ def test_methods_are_compared_on_a_page_of_their_own(dashboard: Page) -> None:
     assert page.locator("#removed").evaluate("(div) => div.data.map((trace) => trace.y)") != removed
     axes = page.locator("#removed").evaluate("(div) => [div.layout.yaxis, div.layout.yaxis2].map((a) => a.title.text)")
     assert axes == ["removed at sparsity 50 %, % of the type", "% of the layer"]
-    page.get_by_role("link", name="fashion-vit, without training").click()
+    page.get_by_role("link", name="fashion-vit, without recovery").click()
     page.get_by_role("heading", name="fashion-vit: methods side by side").wait_for()
     page.locator("#curves.js-plotly-plot").wait_for(timeout=START)
     assert page.locator("#spectra").is_hidden()
