@@ -34,23 +34,20 @@ docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 test: $(VENV)/.test browser  ## run every test, those in the browser included
-	@# What measures a speed or paints a page has both cores to itself. Both runs always happen, so that one red
-	@# test hides no other. Without xdist's order the long file of the notebooks does not begin last.
-	@status=0; \
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not browser and not timing" || status=$$?; \
-	$(PYTEST) -m "browser or timing" || status=$$?; \
-	exit $$status
+	@# Without xdist's order the long file of the notebooks does not begin last.
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test  ## lint, import contracts, types and the quick tests: a minute or two
 	$(BIN)/ruff check $(SOURCE)
 	$(BIN)/ruff format --check $(SOURCE)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(PYTEST) -n 2 --dist loadfile -m "not browser and not slow and not timing"
+	$(PYTEST) -n 2 --dist loadfile -m "not browser and not slow"
 
-bench: $(VENV)/.test  ## measure speeds on this machine and print them
-	$(PYTEST) -m "timing and not browser" -rP
+bench: $(VENV)/.test browser  ## measure speeds on this machine and print them
+	$(BIN)/python tests/benchmarks/interactive.py
 	$(BIN)/python tests/benchmarks/slider_step.py
+	$(BIN)/python tests/benchmarks/slider_pixels.py
 	$(BIN)/python tests/benchmarks/sparsity_table.py
 	$(BIN)/python tests/benchmarks/analyze_speed.py
 	$(BIN)/python tests/benchmarks/recovery_overhead.py

@@ -156,25 +156,6 @@ class Notebook:
         return View(self.page, root)
 
 
-# The frame after the drawing is on the screen once a task gets its turn behind it.
-_TIMED = """
-async ({ handle, plots, keys, pause }) => {
-  const times = [];
-  for (const key of keys) {
-    await new Promise((done) => setTimeout(done, pause));
-    const drawn = plots.map((plot) => new Promise((done) => plot.once("plotly_react", done)));
-    const start = performance.now();
-    handle.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
-    const late = new Promise((_, fail) => setTimeout(() => fail(Error(`not painted after ${key}`)), 10000));
-    await Promise.race([Promise.all(drawn), late]);
-    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-    times.push(performance.now() - start);
-  }
-  return times;
-}
-"""
-
-
 @dataclass
 class View:
     """The panels of one workbench."""
@@ -202,13 +183,6 @@ class View:
         """A button by its words or its tooltip; those inside tables are the tables' own."""
         words = self.root.locator("button.jupyter-button").filter(has_text=re.compile(rf"^\s*{re.escape(name)}\s*$"))
         return words.or_(self.root.locator(f"button.jupyter-button[title='{name}']"))
-
-    def press_timed(self, label: str, keys: list[str], figures: list[int], pause: float = 0.5) -> list[float]:
-        """Milliseconds from each key on a slider's handle until all these figures are on the screen again."""
-        plots = [self.root.locator(".js-plotly-plot:visible").nth(number).element_handle() for number in figures]
-        handle = self.slider(label).element_handle()
-        arguments = {"handle": handle, "plots": plots, "keys": keys, "pause": 1000 * pause}
-        return self.page.evaluate(_TIMED, arguments)
 
     def slider(self, label: str) -> Locator:
         """The handle of a slider, which has the keyboard."""

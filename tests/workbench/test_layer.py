@@ -64,9 +64,11 @@ def test_it_is_computed_once_for_all_sessions(wb, counted):
 
 def test_what_takes_long_runs_in_the_background_and_never_lands_on_another_layer(wb, counted, monkeypatch):
     monkeypatch.setattr(layer_module, "QUICK", 0)
-    start = time.perf_counter()
+    gate, original = threading.Event(), layer_module.layer_spectra
+    monkeypatch.setattr(layer_module, "layer_spectra", lambda *a, **k: gate.wait(30) and original(*a, **k))
     wb.shuffled = True
-    assert time.perf_counter() - start < 0.045 and wb.spectrum.shuffled is None
+    assert wb.spectrum.shuffled is None
+    gate.set()
     wb.next_layer()  # while the first is computed
     assert wb.wait_shuffled(30)
     assert wb.spectrum.layer == wb.layer == wb.layers[1]
@@ -160,14 +162,3 @@ def test_words_and_figure_say_what_is_seen_against_what_was_planted():
 def test_a_plan_that_cannot_be_drawn_is_a_sentence(plan):
     with pytest.raises(SpectrumError):
         LawPlan(**plan)
-
-
-@pytest.mark.timing
-def test_a_step_of_the_law_takes_less_than_a_quarter_second():
-    times = []
-    for seed in range(5):
-        start = time.thread_time()
-        law_figure(draw_law(LawPlan(1000, 1000, seed=100 + seed)))
-        times.append(1000 * (time.thread_time() - start))
-    print(f"law, 1000 x 1000: median {np.median(times):.0f} ms, worst {max(times):.0f} ms")
-    assert np.median(times) < 250
