@@ -610,7 +610,7 @@ def test_nothing_is_cut_off_or_covered(dashboard: Page, width: int) -> None:
 def test_prove_shows_its_tiers_and_why_a_sample_is_not_certified(dashboard: Page) -> None:
     press(dashboard, "Prove")
     card = dashboard.locator(".card.coverage")
-    card.get_by_text("of predictions proved").wait_for(timeout=START)
+    card.get_by_text("of predictions proved").wait_for(timeout=4 * START)
     card.locator("text", has_text="sub-masks").wait_for()
     press(dashboard, "margins")
     card.get_by_text("unchanged without proof").wait_for()
@@ -622,7 +622,7 @@ def test_prove_shows_its_tiers_and_why_a_sample_is_not_certified(dashboard: Page
 def test_samples_have_pictures_and_tiers_have_words_and_switches(dashboard: Page, tmp_path: Path) -> None:
     press(dashboard, "Prove")
     card = dashboard.locator(".card.coverage")
-    card.get_by_text("of predictions proved").wait_for(timeout=START)
+    card.get_by_text("of predictions proved").wait_for(timeout=4 * START)
     press(dashboard, "samples")
     row = dashboard.locator(".card.budgets tbody tr").filter(has=dashboard.locator("img"))
     row.first.wait_for()

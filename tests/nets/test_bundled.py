@@ -1,4 +1,4 @@
-"""The bundled networks are what their cards say, on all 10 000 test images."""
+"""The bundled networks are what their cards say, on all 10 000 test images; pruned ones on some of them."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mpviz as mp
+from mpviz.nets.forward import logits, masked_copy
 from mpviz.nets.layers import list_layers
 from mpviz.nets.paths import data_root
 from mpviz.nets.zoo import bundled_names, model_card
@@ -16,15 +17,20 @@ FLOORS = {"fashion-mlp": 0.895, "fashion-mlp-l1": 0.895, "fashion-vit": 0.91, "f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLOORS)
-def test_accuracy_is_the_card_s_and_half_the_weights_cost_at_most_two_points(name):
+def test_accuracy_is_the_card_s(name):
+    images, labels = mp.load_data("fashion-mnist").test.sample()
+    accuracy = float((logits(mp.load_model(name), images).argmax(dim=1) == labels).double().mean())
+    # another CPU may round a tie of logits the other way
+    assert len(labels) == 10_000 and accuracy == pytest.approx(model_card(name)["test_accuracy"], abs=3e-4)
+    assert accuracy >= FLOORS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOORS)
+def test_half_the_weights_cost_at_most_two_points(name):
     model, test = mp.load_model(name), mp.load_data("fashion-mnist").test
     masks = mp.magnitude_masks(model, 0.5, mp.allocate(mp.analyze(model), 0.5))
-    from mpviz.nets.forward import masked_copy
-
-    cert = mp.certify(model, masked_copy(model, masks), test)
-    # another CPU may round a tie of logits the other way
-    assert cert.dense_accuracy == pytest.approx(model_card(name)["test_accuracy"], abs=3e-4)
-    assert cert.dense_accuracy >= FLOORS[name]
+    cert = mp.certify(model, masked_copy(model, masks), test, samples=2000)
     assert cert.accuracy >= cert.dense_accuracy - 0.02
     assert cert.violations == 0 and cert.coverage <= cert.unchanged
 

@@ -26,7 +26,7 @@ from mpviz.ui.report import comparison_rows, report_html
 
 PLAN = Recipe(
     ModelPlan("fashion-mlp"), DataPlan(folder="bundled"), BudgetPlan(0.95),
-    CertifyPlan(["measured", "population", "path", "slider"], samples=300, seed=3), GridPlan(seeds=[5]),
+    CertifyPlan(["measured", "population", "path", "slider"], samples=100, seed=3), GridPlan(seeds=[5]),
     RecoverPlan(1, optimizer="sgd", learning_rate=0.01, batch=500, options={"smoothing": 0.0, "every": 4}),
 )  # fmt: skip
 
@@ -65,7 +65,7 @@ def test_both_networks_are_measured_each_number_with_its_tier(result: RunResult)
         (result.pruned, written, written["pruned_accuracy"]),
         (result.model, written["recovered"], written["recovered"]["accuracy"]),
     ):
-        cert = mp.certify(dense, network, test, samples=300, seed=3)
+        cert = mp.certify(dense, network, test, samples=100, seed=3)
         assert numbers["tier"] == "measured"
         assert (accuracy, numbers["coverage"], numbers["unchanged"], numbers["violations"]) == (
             cert.accuracy, cert.coverage, cert.unchanged, 0,
@@ -121,7 +121,7 @@ def test_the_report_says_both(result: RunResult) -> None:
     assert "trained again" in page and "without any training" not in page
     assert "of pruning alone, without training" in page
     rows = {row[0]: row for row in comparison_rows(result.comparison)}
-    assert len(rows["test accuracy, 300 images"]) == 6
+    assert len(rows["test accuracy, 100 images"]) == 6
     assert rows["prunable weights"][2] == rows["prunable weights"][3]
     slider = next(row for name, row in rows.items() if "slider" in name or "between" in name)
     assert slider[3] == "" == slider[4]  # nothing is said of the trained network
