@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from mpviz.errors import CheckpointError, RecipeError
+from mpviz.errors import CheckpointError
 from mpviz.files import Writer, write_text, write_together
 from mpviz.grid_results import GridResult, environment, read_grid
-from mpviz.recipe import Recipe, read_recipe
-from mpviz.run_results import check_folder, text_writer
+from mpviz.recipe import Recipe
+from mpviz.run_results import check_folder, recipe_there, refuse_other_kinds, refuse_other_recipes, text_writer
 
 FAILED = "failed.json"
 FREE = ("methods", "seeds", "sparsities")  # of a recipe's grid: a run may be taken up with more of them
@@ -47,21 +47,16 @@ class GridFolder:
 
         What no work was kept of does not count: a recipe that failed can be mended.
         """
-        if (self.place / "results.json").exists():
-            raise CheckpointError(f"{self.place} holds the run of one plan; choose another folder")
+        refuse_other_kinds(self.place, "cells")
         kept = self._kept()
         if kept:
-            asked, there = (_binding(one, kept) for one in (recipe, self._recipe()))
-            other = sorted(key for key in asked if asked[key] != there[key])
-            if other:
-                raise CheckpointError(
-                    f"{self.place} holds a grid with another [{'], ['.join(other)}]; choose another folder"
-                )
+            asked, there = (_binding(one, kept) for one in (recipe, recipe_there(self.place)))
+            refuse_other_recipes(self.place, "a grid of methods", asked, there)
 
     def claim(self, recipe: Recipe) -> None:
         """Write recipe and environment, so that the grid can be looked at while it runs."""
         kept = self._kept()
-        if not (self.place / "recipe.toml").exists() or self._recipe() != recipe:
+        if not (self.place / "recipe.toml").exists() or recipe_there(self.place) != recipe:
             for folder in self.place.glob("cells/*"):
                 if folder.name not in kept:  # notes of a training that failed before it kept anything
                     shutil.rmtree(folder, ignore_errors=True)
@@ -127,12 +122,6 @@ class GridFolder:
     def _kept(self) -> set[str]:
         """Methods of which a cell or a checkpoint is there."""
         return {path.name for path in self.place.glob("cells/*") if _holds_work(path)}
-
-    def _recipe(self) -> Recipe:
-        try:
-            return read_recipe(self.place / "recipe.toml")
-        except RecipeError as error:
-            raise CheckpointError(f"{self.place} holds cells whose recipe is lost ({error}); choose another") from error
 
     def _write(self, files: Mapping[str, Writer]) -> None:
         try:

@@ -85,12 +85,12 @@ def run_projection(
     only measures. The folder gets recipe.toml, environment.json, layers.csv (the table of `Projected`), macs.csv,
     metrics.csv, samples.csv, projected.safetensors, results.json and report.html when `report` makes one, all together
     at the end; before that it holds the checkpoints of an unfinished pruning or training alone, from which a call with
-    the same recipe goes on.
+    the same recipe goes on. A finished run makes way for the same recipe only.
     Raises RecipeError, ModelError, DataError, PatternError, BudgetError, TrainingError or CheckpointError, each naming
     what is wrong, and Cancelled when asked to stop.
     """
     recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
-    folder = run_folder(out, "projected.safetensors")
+    folder = run_folder(out, "projected.safetensors", recipe)
     tell = progress or (lambda share, words: None)
     tell(0.0, "loading the model")
     model = dense_model(recipe)

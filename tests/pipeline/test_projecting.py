@@ -365,13 +365,25 @@ def test_the_checkpoint_comes_back_with_the_same_bits(result: ProjectionResult, 
         check_reload(replace(result, checkpoint=trained.checkpoint), images)
 
 
-def test_a_second_run_leaves_nothing_of_the_first_behind(trained: ProjectionResult, tmp_path: Path) -> None:
+def test_a_second_run_leaves_nothing_of_the_first_behind(
+    result: ProjectionResult, trained: ProjectionResult, tmp_path: Path
+) -> None:
     write_projection(trained, tmp_path, "<p>old")
     (tmp_path / "restore.csv").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
     assert {path.name for path in tmp_path.iterdir()} == TRAINED | {"restore.csv", "notes.txt"}
-    run_projection(PLAN, tmp_path)
+    write_projection(result, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == WRITTEN | {"notes.txt"}
+
+
+def test_a_finished_projection_makes_way_for_its_own_recipe_only(result: ProjectionResult, tmp_path: Path) -> None:
+    write_projection(result, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a projection by another recipe \(project\.permute: 'interleave'"):
+        run_projection(with_project(permute="none"), tmp_path)
+    assert contents(tmp_path) == before
+    again = run_projection(PLAN, tmp_path)
+    assert state(again.model) == state(result.model)
 
 
 def test_progress_rises_from_nothing_to_all() -> None:
@@ -555,7 +567,7 @@ def test_runs_of_different_kinds_do_not_share_a_folder(result: ProjectionResult,
     before = contents(tmp_path / "projection")
     with pytest.raises(CheckpointError, match="projection holds a projection; choose another folder"):
         mp.run(plan, tmp_path / "projection")
-    with pytest.raises(CheckpointError, match="holds the run of one plan; choose another folder"):
+    with pytest.raises(CheckpointError, match="projection holds a projection; choose another folder"):
         mp.run_grid(grid, tmp_path / "projection")
     assert contents(tmp_path / "projection") == before
     for name, what in (("cells", "a grid of methods"), ("pruned.safetensors", "the run of a plan")):
