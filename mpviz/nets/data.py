@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from mpviz.errors import DataError, nearest
 from mpviz.nets.idx import read_idx
-from mpviz.nets.image_files import eval_transform, open_images
+from mpviz.nets.image_files import PlainLoader, eval_transform, open_images
 from mpviz.nets.paths import data_root
 
 FASHION_CLASSES = (
@@ -80,7 +80,7 @@ class Split:
         while isinstance(whole, Subset):
             whole = whole.dataset
         in_memory = isinstance(whole, ImageArrays)
-        return DataLoader(
+        return PlainLoader(
             self.dataset,
             batch_size=batch,
             shuffle=seed is not None,

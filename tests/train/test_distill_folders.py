@@ -90,16 +90,20 @@ def test_augmentation_must_fit_the_images(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["", "torch/image_folder", "image_folder/"])
+@pytest.mark.parametrize("augment", [None, TimmTransform()])
 def test_an_image_that_cannot_be_read_is_named_and_the_checkpoint_kept(
-    folder: Path, tmp_path: Path, workers: int
+    folder: Path, tmp_path: Path, workers: int, name: str, augment: TimmTransform | None
 ) -> None:
     model = network()
-    data = mp.load_data(str(folder), model=model)
+    data = mp.load_data(name, folder=folder, model=model) if name else mp.load_data(str(folder), model=model)
     path = folder / "train" / "dark" / "3.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError) as caught:
         distill(
-            model, None, data.train, epochs=2, batch=2, every=1, out=tmp_path / "run", device="cpu", workers=workers
-        )
+            model, None, data.train, epochs=2, batch=2, every=1, out=tmp_path / "run", device="cpu", workers=workers,
+            augment=augment,
+        )  # fmt: skip
     assert "dark/3.png" in str(caught.value) and "stopped at step" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert str(max((tmp_path / "run").glob("step-*.safetensors"))) in str(caught.value)
