@@ -94,8 +94,10 @@ class _Grid:
                     early = place / f"pruned-{target:.4f}.json"
                     phases = {"pruned": json.loads(early.read_text(encoding="utf-8"))} if early.exists() else {}
                     phases["recovered" if row["recovery_epochs"] else "pruned"] = self.numbers(network)
-                    restored = {name: row.get(f"restored in {name}", 0) for name in masks}
-                    self.folder.keep(method, seed, target, masks, phases, log, restored)
+                    back = [
+                        {name: row.get(f"{what} in {name}", 0) for name in masks} for what in ("restored", "reservoir")
+                    ]
+                    self.folder.keep(method, seed, target, masks, phases, log, *back)
                 log.clear()
             self.folder.tidy(place, target)
 

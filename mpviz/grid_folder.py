@@ -66,20 +66,21 @@ class GridFolder:
     def keep(
         self, method: str, seed: int, sparsity: float, masks: Mapping[str, Tensor],
         phases: Mapping[str, Mapping[str, Any]], log: Sequence[Mapping[str, Any]],
-        restored: Mapping[str, int] | None = None,
+        restored: Mapping[str, int] | None = None, reservoir: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         """Write the record of a finished cell.
 
         phases: measured numbers by phase. log: rows of what was decided, of earlier steps too, which name their target.
+        reservoir, restored: entries of each layer that might come back in the cell's own step, and that did.
         """
         head: dict[str, Any] = {"method": method, "seed": seed, "sparsity": sparsity}
-        back = dict(restored or {})
+        back, might = dict(restored or {}), dict(reservoir or {})
         gone = {name: int((~mask).sum()) for name, mask in masks.items()}
         counts = {"removed": sum(gone.values()), "restored": sum(back.values())}
         metrics = [head | {"phase": phase} | dict(values) | counts for phase, values in phases.items()]
         layers = [
             head | {"layer": name, "role": self.roles.get(name, ""), "params": masks[name].numel(),
-                    "removed": gone[name], "restored": back.get(name, 0)}
+                    "removed": gone[name], "reservoir": might.get(name, 0), "restored": back.get(name, 0)}
             for name in masks
         ]  # fmt: skip
         rows = [{"method": method, "seed": seed, "target": sparsity, **row} for row in log]
@@ -157,12 +158,13 @@ def by_layer(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A stage's row of `prune_in_steps` as a row a layer; its keys "… in LAYER" and "… of LAYER" speak of one each.
 
-    step: what was done, "magnitude", "seb" or "restore"; removed: at the end of the stage.
+    step: what was done, "magnitude", "seb" or "restore"; removed: at the end of the stage; reservoir: what might come
+    back in it; restored: what did.
     """
     step = "restore" if stage["selection_epochs"] else "seb" if stage["spectral"] else "magnitude"
     ends = {f" {word} {name}": name for word in ("in", "of") for name in masks}
     own: dict[str, dict[str, Any]] = {name: {} for name in masks}
-    shared = {key: value for key, value in stage.items() if key not in ("removed", "restored")}
+    shared = {key: value for key, value in stage.items() if key not in ("removed", "reservoir", "restored")}
     for key, value in stage.items():
         for end in filter(key.endswith, ends):
             own[ends[end]][key.removesuffix(end)] = value
@@ -171,6 +173,6 @@ def by_layer(
     for name, mask in masks.items():
         gone = int((~mask).sum())
         row = {"step": step, "layer": name, "role": roles.get(name, ""), "params": mask.numel(), "removed": gone,
-               "sparsity": gone / mask.numel(), "restored": 0}  # fmt: skip
+               "sparsity": gone / mask.numel(), "reservoir": 0, "restored": 0}  # fmt: skip
         rows.append(shared | row | own[name])
     return rows

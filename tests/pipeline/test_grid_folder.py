@@ -155,6 +155,20 @@ def test_the_log_of_steps_has_all_of_them(trained: GridResult) -> None:
     cells = trained.layers.set_index(["method", "sparsity", "layer"])["restored"]
     back = log[log["target"] > 0.2].set_index(["method", "target", "layer"])["restored"]
     assert back.to_dict() == cells.to_dict() and cells.sum() > 0
+    keys = ["method", "sparsity", "layer"]
+    written = pd.read_csv(trained.folder / "layers.csv").set_index(keys)[["removed", "reservoir", "restored"]]
+    logged = log.drop(columns="sparsity").rename(columns={"target": "sparsity"}).set_index(keys)[list(written)]
+    assert written.to_dict() == logged.loc[written.index].to_dict()
+    before = logged["removed"].groupby(["method", "layer"]).shift(fill_value=0)  # rows are in the order of the steps
+    hybrid, plain = logged.loc["hybrid"].query("sparsity > 0.2"), logged.loc["regimes"]
+    assert (plain[["reservoir", "restored"]] == 0).all(axis=None)
+    assert (hybrid["reservoir"] == hybrid["removed"] + hybrid["restored"] - before["hybrid"].loc[hybrid.index]).all()
+    assert (hybrid["reservoir"] >= hybrid["restored"]).all()
+    held = hybrid["reservoir"].groupby("sparsity").sum()
+    assert held.to_dict() == {
+        0.3: round(0.36 * total) - round(0.2 * total),
+        0.6: round(0.78 * total) - round(0.3 * total),
+    }
     assert not [name for name in log if "features" in name]
 
 
