@@ -27,7 +27,7 @@ from mpviz.nets.spectra import layer_spectra, table_of
 from mpviz.prune.allocate import allocate
 from mpviz.prune.masks import Ranking
 from mpviz.recipe import BudgetPlan, Recipe, checked, read_recipe
-from mpviz.recipe_parts import dense_model, recovery_options
+from mpviz.recipe_parts import dense_model, recovery_options, training_split
 from mpviz.run_results import Recovered, RunResult, run_folder, write_run
 from mpviz.train.distill import distill
 
@@ -246,7 +246,7 @@ def _prune(
     comparison = compare_models(model, pruned, budgets, cert)
     metrics = pd.DataFrame([_row(recipe, "pruned", found, budgets)])
     result = RunResult(recipe, spectra, table, budgets, masks, pruned, cert, comparison, metrics, {}, curve)
-    return result, model, samples, data.train
+    return result, model, samples, training_split(recipe, data)
 
 
 def _recover(

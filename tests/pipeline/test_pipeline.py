@@ -23,6 +23,7 @@ from mpviz.certificates.summary import results_of
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, DataError, ModelError, RecipeError
 from mpviz.nets import store
 from mpviz.nets.data import Split
+from mpviz.nets.paths import data_root
 from mpviz.pipeline import run
 from mpviz.prune.masks import Ranking
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe, RecoverPlan, read_recipe
@@ -218,6 +219,24 @@ WRONG = [
     (PLAN.model, {"budget": BudgetPlan(signal="sigma")}, BudgetError, "unknown signal 'sigma'"),
     (PLAN.model, {"budget": BudgetPlan(locked=["features.fc3"])}, BudgetError, "did you mean 'features.fc"),
     (PLAN.model, {"budget": BudgetPlan(0.9, locked=["features.fc1.weight"])}, BudgetError, "unlock a layer"),
+    (
+        ModelPlan("fashion-mlp", str(data_root() / "models" / "fashion-resnet.safetensors")),
+        {},
+        ModelError,
+        "do not fit MLP",
+    ),
+    (
+        ModelPlan("fashion-resnet"),
+        {"budget": BudgetPlan(locked=["features.fc1.weight"])},
+        BudgetError,
+        "unknown locked layer 'features.fc1.weight'",
+    ),
+    (
+        PLAN.model,
+        {"budget": BudgetPlan(beta_by_role={"attention": 1.0})},
+        BudgetError,
+        "no prunable attention layers for a β of their own; it has: mlp",
+    ),
     (PLAN.model, {"certify": CertifyPlan(tiers=["mesured"])}, RecipeError, "did you mean 'measured'"),
     (PLAN.model, {"certify": CertifyPlan(split="train")}, RecipeError, "'test' or 'calibration'"),
 ]

@@ -329,6 +329,23 @@ def test_the_folder_holds_the_whole_run(result: ProjectionResult, trained: Proje
     assert trained.curve is not None and curve["loss"].to_numpy() == pytest.approx(trained.curve["loss"].to_numpy())
 
 
+def test_all_training_images_are_trained_on_where_the_recipe_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(projecting, "prune_model", watched(projecting.prune_model, seen))
+    found = run_projection(replace(SER, recover=replace(RECOVER, whole=True)))
+    assert found.curve is not None and len(found.curve) == 20 and seen == [10_000]  # a fifth of 100 batches
+
+
+def watched(prune: Callable[..., Any], seen: list[int]) -> Callable[..., Any]:
+    """`mp.prune_model` that notes how many images it gets."""
+
+    def pruned(*arguments: Any, **options: Any) -> Any:
+        seen.append(len(options["data"]))
+        return prune(*arguments, **options)
+
+    return pruned
+
+
 def test_the_results_are_the_numbers_of_the_run(result: ProjectionResult, trained: ProjectionResult) -> None:
     for found in (result, trained):
         assert found.folder is not None and found.checkpoint is not None

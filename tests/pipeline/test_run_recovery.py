@@ -99,6 +99,11 @@ def test_the_folder_says_all_that_was_done(result: RunResult) -> None:
     assert len(pd.read_csv(result.folder / "recovery.csv")) == 18  # 9 000 images, 500 a step
 
 
+def test_all_training_images_are_trained_on_where_the_recipe_says_so() -> None:
+    whole = run(dataclasses.replace(PLAN, recover=dataclasses.replace(PLAN.recover, whole=True)))
+    assert whole.recovered is not None and len(whole.recovered.curve) == 20  # 10 000 images
+
+
 def test_a_run_with_training_comes_back_from_its_folder(result: RunResult) -> None:
     assert result.folder is not None and result.recovered is not None
     back = read_run(result.folder)
