@@ -21,7 +21,15 @@ from mpviz.prune.allocate import allocate
 from mpviz.prune.magnitude import SEB, roles_of
 from mpviz.prune.methods import LOOK_AT_DATA, METHODS, prune_once
 from mpviz.recipe import Recipe, checked, read_recipe
-from mpviz.recipe_parts import STEPPED, dense_model, in_steps, method_options, recovery_options, step_plan
+from mpviz.recipe_parts import (
+    STEPPED,
+    dense_model,
+    in_steps,
+    method_options,
+    recovery_options,
+    step_plan,
+    training_split,
+)
 from mpviz.train.distill import distill
 from mpviz.train.processes import choose_device
 from mpviz.train.ser import prune_in_steps
@@ -36,7 +44,8 @@ class _Grid:
         split = getattr(data, plan.split)
         self.samples = Samples(model, split, plan.samples or None, plan.seed, cancelled=cancelled)
         self.table = analyze(model, cancelled=cancelled)
-        self.recovery = recovery_options(recipe, data.train)
+        self.train = training_split(recipe, data)
+        self.recovery = recovery_options(recipe, self.train)
         self.moments: dict[int, dict[str, Moments]] = {}
         folder.roles = roles_of(self.table)
         for method in recipe.grid.methods:
@@ -69,7 +78,7 @@ class _Grid:
             phases = {"pruned": self.numbers(network)}
             if recover.epochs:
                 network = distill(
-                    network, self.model, self.data.train, found.masks, recover.epochs + recover.selection,
+                    network, self.model, self.train, found.masks, recover.epochs + recover.selection,
                     seed=seed, out=place / f"recovery-{sparsity:.4f}", progress=_part(tell, number, len(sparsities)),
                     cancelled=self.cancelled, **self.recovery,
                 ).model  # fmt: skip
@@ -94,8 +103,10 @@ class _Grid:
                     early = place / f"pruned-{target:.4f}.json"
                     phases = {"pruned": json.loads(early.read_text(encoding="utf-8"))} if early.exists() else {}
                     phases["recovered" if row["recovery_epochs"] else "pruned"] = self.numbers(network)
-                    restored = {name: row.get(f"restored in {name}", 0) for name in masks}
-                    self.folder.keep(method, seed, target, masks, phases, log, restored)
+                    back = [
+                        {name: row.get(f"{what} in {name}", 0) for name in masks} for what in ("restored", "reservoir")
+                    ]
+                    self.folder.keep(method, seed, target, masks, phases, log, *back)
                 log.clear()
             self.folder.tidy(place, target)
 
@@ -103,7 +114,7 @@ class _Grid:
             self.folder.note(place / f"pruned-{target:.4f}.json", self.numbers(network))
 
         prune_in_steps(
-            self.model, self.data.train, sparsities[-1], step_plan(method, self.recipe), check=self.data.calibration,
+            self.model, self.train, sparsities[-1], step_plan(method, self.recipe), check=self.data.calibration,
             seed=seed, out=place, progress=tell, cancelled=self.cancelled, after_stage=after, before_recovery=before,
             **self.recovery,
         )  # fmt: skip

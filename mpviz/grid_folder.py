@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from mpviz.errors import CheckpointError, RecipeError
+from mpviz.errors import CheckpointError
 from mpviz.files import Writer, write_text, write_together
 from mpviz.grid_results import GridResult, environment, read_grid
-from mpviz.recipe import Recipe, read_recipe
-from mpviz.run_results import check_folder, text_writer
+from mpviz.recipe import Recipe
+from mpviz.run_results import check_folder, recipe_there, refuse_other_kinds, refuse_other_recipes, text_writer
 
 FAILED = "failed.json"
 FREE = ("methods", "seeds", "sparsities")  # of a recipe's grid: a run may be taken up with more of them
@@ -47,21 +47,16 @@ class GridFolder:
 
         What no work was kept of does not count: a recipe that failed can be mended.
         """
-        if (self.place / "results.json").exists():
-            raise CheckpointError(f"{self.place} holds the run of one plan; choose another folder")
+        refuse_other_kinds(self.place, "cells")
         kept = self._kept()
         if kept:
-            asked, there = (_binding(one, kept) for one in (recipe, self._recipe()))
-            other = sorted(key for key in asked if asked[key] != there[key])
-            if other:
-                raise CheckpointError(
-                    f"{self.place} holds a grid with another [{'], ['.join(other)}]; choose another folder"
-                )
+            asked, there = (_binding(one, kept) for one in (recipe, recipe_there(self.place)))
+            refuse_other_recipes(self.place, "a grid of methods", asked, there)
 
     def claim(self, recipe: Recipe) -> None:
         """Write recipe and environment, so that the grid can be looked at while it runs."""
         kept = self._kept()
-        if not (self.place / "recipe.toml").exists() or self._recipe() != recipe:
+        if not (self.place / "recipe.toml").exists() or recipe_there(self.place) != recipe:
             for folder in self.place.glob("cells/*"):
                 if folder.name not in kept:  # notes of a training that failed before it kept anything
                     shutil.rmtree(folder, ignore_errors=True)
@@ -71,20 +66,21 @@ class GridFolder:
     def keep(
         self, method: str, seed: int, sparsity: float, masks: Mapping[str, Tensor],
         phases: Mapping[str, Mapping[str, Any]], log: Sequence[Mapping[str, Any]],
-        restored: Mapping[str, int] | None = None,
+        restored: Mapping[str, int] | None = None, reservoir: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         """Write the record of a finished cell.
 
         phases: measured numbers by phase. log: rows of what was decided, of earlier steps too, which name their target.
+        reservoir, restored: entries of each layer that might come back in the cell's own step, and that did.
         """
         head: dict[str, Any] = {"method": method, "seed": seed, "sparsity": sparsity}
-        back = dict(restored or {})
+        back, might = dict(restored or {}), dict(reservoir or {})
         gone = {name: int((~mask).sum()) for name, mask in masks.items()}
         counts = {"removed": sum(gone.values()), "restored": sum(back.values())}
         metrics = [head | {"phase": phase} | dict(values) | counts for phase, values in phases.items()]
         layers = [
             head | {"layer": name, "role": self.roles.get(name, ""), "params": masks[name].numel(),
-                    "removed": gone[name], "restored": back.get(name, 0)}
+                    "removed": gone[name], "reservoir": might.get(name, 0), "restored": back.get(name, 0)}
             for name in masks
         ]  # fmt: skip
         rows = [{"method": method, "seed": seed, "target": sparsity, **row} for row in log]
@@ -128,12 +124,6 @@ class GridFolder:
         """Methods of which a cell or a checkpoint is there."""
         return {path.name for path in self.place.glob("cells/*") if _holds_work(path)}
 
-    def _recipe(self) -> Recipe:
-        try:
-            return read_recipe(self.place / "recipe.toml")
-        except RecipeError as error:
-            raise CheckpointError(f"{self.place} holds cells whose recipe is lost ({error}); choose another") from error
-
     def _write(self, files: Mapping[str, Writer]) -> None:
         try:
             write_together(self.place, files)
@@ -168,12 +158,13 @@ def by_layer(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A stage's row of `prune_in_steps` as a row a layer; its keys "… in LAYER" and "… of LAYER" speak of one each.
 
-    step: what was done, "magnitude", "seb" or "restore"; removed: at the end of the stage.
+    step: what was done, "magnitude", "seb" or "restore"; removed: at the end of the stage; reservoir: what might come
+    back in it; restored: what did.
     """
     step = "restore" if stage["selection_epochs"] else "seb" if stage["spectral"] else "magnitude"
     ends = {f" {word} {name}": name for word in ("in", "of") for name in masks}
     own: dict[str, dict[str, Any]] = {name: {} for name in masks}
-    shared = {key: value for key, value in stage.items() if key not in ("removed", "restored")}
+    shared = {key: value for key, value in stage.items() if key not in ("removed", "reservoir", "restored")}
     for key, value in stage.items():
         for end in filter(key.endswith, ends):
             own[ends[end]][key.removesuffix(end)] = value
@@ -182,6 +173,6 @@ def by_layer(
     for name, mask in masks.items():
         gone = int((~mask).sum())
         row = {"step": step, "layer": name, "role": roles.get(name, ""), "params": mask.numel(), "removed": gone,
-               "sparsity": gone / mask.numel(), "restored": 0}  # fmt: skip
+               "sparsity": gone / mask.numel(), "reservoir": 0, "restored": 0}  # fmt: skip
         rows.append(shared | row | own[name])
     return rows

@@ -36,6 +36,9 @@ PHASES = {"recovery-grid": "recovered", "methods": "pruned"}
 class GridResult:
     """metrics: one row a cell and phase ("pruned", "recovered"), all measured; layers: one row a cell and layer.
 
+    Columns of layers: method, seed, sparsity, layer, role, params, and numbers of its entries: removed at the cell's
+    sparsity, reservoir (might come back in the step that led there; NaN where it was not recorded), restored (did).
+
     log: what each step decided, one row a cell or step and layer: method, seed, target (the sparsity at its end), step,
     layer, removed, sparsity (of the layer) and what the method went by; empty where it was not recorded.
     spectra: those of `spectra_after` where they were measured with the grid, None where its checkpoints can tell.
@@ -202,15 +205,34 @@ def committed_grid(name: str) -> GridResult:
 
 def _committed_layers(network: str, cells: list[dict[str, Any]]) -> pd.DataFrame:
     infos = {one.name: one for one in infos_of(open_weights(load_model(network)).matrices)} if cells else {}
+    reservoirs = _reservoirs(cells)
     return pd.DataFrame(
         [
             {"method": cell["method"], "seed": cell.get("seed", 0), "sparsity": cell["sparsity"], "layer": layer,
              "role": infos[layer].role, "params": infos[layer].params, "removed": removed,
-             "restored": cell.get("restored_layers", {}).get(layer, 0)}
-            for cell in cells for layer, removed in cell["layers"].items()
+             "reservoir": might.get(layer, np.nan), "restored": cell.get("restored_layers", {}).get(layer, 0)}
+            for cell, might in zip(cells, reservoirs, strict=True) for layer, removed in cell["layers"].items()
         ],
-        columns=["method", "seed", "sparsity", "layer", "role", "params", "removed", "restored"],
+        columns=["method", "seed", "sparsity", "layer", "role", "params", "removed", "reservoir", "restored"],
     )  # fmt: skip
+
+
+def _reservoirs(cells: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """What might come back in the step to each cell, by layer: what the step removed, whether it then came back or not.
+
+    A path of the record stops at its cells alone, and in its steps only what they remove themselves can come back.
+    Empty where a cell says only in all how much came back.
+    """
+    ends = {(cell["method"], cell.get("seed", 0), cell["sparsity"]): cell["layers"] for cell in cells}
+    found = []
+    for cell in cells:
+        method, seed, sparsity = cell["method"], cell.get("seed", 0), cell["sparsity"]
+        back = cell.get("restored_layers", {} if cell.get("restored") else dict.fromkeys(cell["layers"], 0))
+        before = max((s for m, k, s in ends if (m, k) == (method, seed) and s < sparsity), default=None)
+        gone = {} if before is None else ends[method, seed, before]
+        found.append({layer: cell["layers"][layer] + count - gone.get(layer, 0) if cell.get("restored") else 0
+                      for layer, count in back.items()})  # fmt: skip
+    return found
 
 
 def _record(name: str) -> dict[str, Any]:

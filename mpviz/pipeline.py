@@ -27,7 +27,7 @@ from mpviz.nets.spectra import layer_spectra, table_of
 from mpviz.prune.allocate import allocate
 from mpviz.prune.masks import Ranking
 from mpviz.recipe import BudgetPlan, Recipe, checked, read_recipe
-from mpviz.recipe_parts import dense_model, recovery_options
+from mpviz.recipe_parts import dense_model, recovery_options, training_split
 from mpviz.run_results import Recovered, RunResult, run_folder, write_run
 from mpviz.train.distill import distill
 
@@ -179,13 +179,14 @@ def run(
     Masks come from the weights alone; the chosen split is read only afterwards, to measure. With ``recover.epochs`` the
     pruned network is then trained on the training split, the dense one its teacher, and measured again; the checkpoint
     holds the last network. The files appear together when the run is complete; before that `out` holds the checkpoints
-    of an unfinished training alone, from which a call with the same recipe goes on. curve_samples: measure the coverage
-    curve too, on so many images of the split. report: makes report.html of the result.
-    Raises RecipeError, ModelError, DataError, BudgetError, TrainingError or CheckpointError, each naming what is wrong,
-    and Cancelled when asked to stop.
+    of an unfinished training alone, from which a call with the same recipe goes on. A finished run makes way for the
+    same recipe only. curve_samples: measure the coverage curve too, on so many images of the split. report: makes
+    report.html of the result.
+    Raises RecipeError, ModelError, DataError, BudgetError, TrainingError or CheckpointError (such as for a folder that
+    holds the run of another recipe), each naming what is wrong, and Cancelled when asked to stop.
     """
     recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
-    folder = run_folder(out, "pruned.safetensors")
+    folder = run_folder(out, "pruned.safetensors", recipe)
     training = None if folder is None else folder / "recovery"  # until the run is complete
 
     def tell(fraction: float, message: str) -> None:
@@ -245,7 +246,7 @@ def _prune(
     comparison = compare_models(model, pruned, budgets, cert)
     metrics = pd.DataFrame([_row(recipe, "pruned", found, budgets)])
     result = RunResult(recipe, spectra, table, budgets, masks, pruned, cert, comparison, metrics, {}, curve)
-    return result, model, samples, data.train
+    return result, model, samples, training_split(recipe, data)
 
 
 def _recover(

@@ -35,7 +35,7 @@ from mpviz.prune.cast_source import chosen_layers
 from mpviz.prune.methods import LOOK_AT_DATA, LOOK_AT_SPECTRA, METHODS
 from mpviz.prune.pruning import Pruning
 from mpviz.recipe import ProjectPlan, Recipe, checked, read_recipe
-from mpviz.recipe_parts import STEPPED, dense_model, recovery_options, source_options
+from mpviz.recipe_parts import STEPPED, dense_model, recovery_options, source_options, training_split
 from mpviz.run_results import check_folder, run_folder, text_writer
 from mpviz.structured import restore_certificates
 from mpviz.train.any_method import prune_model
@@ -85,12 +85,12 @@ def run_projection(
     only measures. The folder gets recipe.toml, environment.json, layers.csv (the table of `Projected`), macs.csv,
     metrics.csv, samples.csv, projected.safetensors, results.json and report.html when `report` makes one, all together
     at the end; before that it holds the checkpoints of an unfinished pruning or training alone, from which a call with
-    the same recipe goes on.
+    the same recipe goes on. A finished run makes way for the same recipe only.
     Raises RecipeError, ModelError, DataError, PatternError, BudgetError, TrainingError or CheckpointError, each naming
     what is wrong, and Cancelled when asked to stop.
     """
     recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
-    folder = run_folder(out, "projected.safetensors")
+    folder = run_folder(out, "projected.safetensors", recipe)
     tell = progress or (lambda share, words: None)
     tell(0.0, "loading the model")
     model = dense_model(recipe)
@@ -163,6 +163,7 @@ class _Run:
         self.recipe, self.model, self.data, self.folder = recipe, model, data, folder
         self.plan, self.seed, self.tell, self.cancelled = recipe.project, recipe.grid.seeds[0], tell, cancelled
         self.split: Split = getattr(data, recipe.certify.split)
+        self.train = training_split(recipe, data)
 
     def part(self, start: float, stop: float) -> Progress:
         return lambda share, words: self.tell(start + (stop - start) * share, words)
@@ -186,9 +187,9 @@ class _Run:
         phases, model, curve = {"projected": after}, found.model, None
         if recipe.recover.epochs:
             trained = distill(
-                found.model, self.model, self.data.train, found.masks, recipe.recover.epochs,
+                found.model, self.model, self.train, found.masks, recipe.recover.epochs,
                 out=None if self.folder is None else self.folder / "recovery", check=found.check,
-                progress=self.part(0.6, 0.9), **options, **recovery_options(recipe, self.data.train),
+                progress=self.part(0.6, 0.9), **options, **recovery_options(recipe, self.train),
             )  # fmt: skip
             model, curve = trained.model, trained.curve
             phases["recovered"], _ = self.measured(model, 0.9, 0.95, "trained network")
@@ -218,10 +219,10 @@ class _Run:
         if plan.source.endswith(".safetensors"):
             kept = load(plan.source, self.model)
             return kept.model, kept.masks
-        options = source_options(self.recipe, self.data.train)
+        options = source_options(self.recipe, self.train)
         if plan.source in STEPPED:
             out = None if self.folder is None else self.folder / "source"
-            options |= {"data": self.data.train, "out": out, "progress": self.part(0.02, 0.25),
+            options |= {"data": self.train, "out": out, "progress": self.part(0.02, 0.25),
                         "check": self.data.calibration if plan.source == "drop-threshold" else None}  # fmt: skip
         elif plan.source in LOOK_AT_SPECTRA:
             options["table"] = analyze(self.model, cancelled=self.cancelled)

@@ -74,7 +74,8 @@ class RecoverPlan:
 
     epochs: 0 for none. In a grid, selection: epochs of the selection phase of prune–restore; methods without one train
     as many epochs longer. ratio: what a step of prune–restore removes over what it keeps removed. learning_rate,
-    batch: 0 for the optimizer's own. augment: mirror and shift. options: further ones of `mp.distill`.
+    batch: 0 for the optimizer's own. augment: mirror and shift. whole: on all training images, those among them that
+    are otherwise set aside for calibration. options: further ones of `mp.distill`.
     """
 
     epochs: float = 0.0
@@ -84,6 +85,7 @@ class RecoverPlan:
     learning_rate: float = 0.0
     batch: int = 0
     augment: bool = True
+    whole: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -162,7 +164,23 @@ def checked(recipe: Recipe) -> Recipe:
             raise RecipeError(f"recipe key 'model.options.{option}' has a place of its own; set model.{option}")
     _check_grid(recipe.grid, recipe.recover)
     _check_project(recipe)
+    if recipe.recover.whole:
+        _check_whole(recipe)
     return recipe
+
+
+def _check_whole(recipe: Recipe) -> None:
+    """What is trained on must not measure."""
+    if recipe.certify.split == "calibration":
+        raise RecipeError(
+            "recipe key 'recover.whole' trains on the calibration images, which certify.split = 'calibration' measures "
+            "on; measure on 'test', or leave recover.whole out"
+        )
+    if "drop-threshold" in (*recipe.grid.methods, recipe.project.source):
+        raise RecipeError(
+            "recipe key 'recover.whole' trains on the calibration images, which the method 'drop-threshold' measures "
+            "its drops on; leave recover.whole out"
+        )
 
 
 def _check_project(recipe: Recipe) -> None:

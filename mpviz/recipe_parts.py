@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mpviz.errors import BudgetError, RecipeError, TrainingError
-from mpviz.nets.data import Split
+from mpviz.nets.data import Split, Splits
 from mpviz.nets.zoo import load_model
 from mpviz.prune.magnitude import SEB, Magnitude, Regimes
 from mpviz.prune.methods import METHODS, method_of
@@ -50,6 +50,11 @@ def dense_model(recipe: Recipe) -> nn.Module:
     """The network of a recipe, before pruning."""
     plan = recipe.model
     return load_model(plan.name, pretrained=plan.pretrained, weights=plan.weights or None, **plan.options)
+
+
+def training_split(recipe: Recipe, data: Splits) -> Split:
+    """The images that a recipe trains on."""
+    return data.whole_train if recipe.recover.whole else data.train
 
 
 def recovery_options(recipe: Recipe, train: Split | None = None) -> dict[str, Any]:

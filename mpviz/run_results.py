@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mpviz.certificates.margins import Certificate
 from mpviz.certificates.summary import read_tiers, recovered_results, results_of
-from mpviz.errors import CheckpointError
+from mpviz.errors import CheckpointError, RecipeError
 from mpviz.files import Writer, write_together
 from mpviz.nets.forward import pruned_copy
 from mpviz.nets.spectra import LayerSpectrum, layer_spectra, table_of
@@ -82,18 +82,53 @@ _MARKS = {
 }  # fmt: skip
 
 
-def run_folder(out: str | Path | None, own: str) -> Path | None:
-    """The folder of a run whose last network is called `own`, None where nothing is to be written.
+def run_folder(out: str | Path | None, own: str, recipe: Recipe) -> Path | None:
+    """The folder of a recipe's run whose last network is called `own`, None where nothing is to be written.
 
-    Raises CheckpointError when its name is taken by a file, or a run of another kind lies there.
+    Raises CheckpointError when its name is taken by a file, or a run of another kind or of another recipe lies there.
     """
     if out is None:
         return None
     folder = check_folder(out)
+    refuse_other_kinds(folder, own)
+    if (folder / own).exists():
+        refuse_other_recipes(folder, _MARKS[own], recipe.to_dict(), recipe_there(folder).to_dict())
+    return folder
+
+
+def refuse_other_kinds(folder: Path, own: str) -> None:
+    """Raises CheckpointError when a folder holds a run of another kind than the one that `own` marks."""
     for mark, what in _MARKS.items():
         if mark != own and (folder / mark).exists():
             raise CheckpointError(f"{folder} holds {what}; choose another folder")
-    return folder
+
+
+def recipe_there(folder: Path) -> Recipe:
+    """The recipe of the work that a folder holds. Raises CheckpointError when it is lost."""
+    try:
+        return read_recipe(folder / "recipe.toml")
+    except RecipeError as error:
+        raise CheckpointError(f"{folder} holds work whose recipe is lost ({error}); choose another folder") from error
+
+
+def refuse_other_recipes(folder: Path, what: str, asked: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, naming the keys, when the recipe of what a folder holds is not the one that is asked."""
+    mine, theirs = _flat(asked), _flat(there)
+    other = [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]
+    if other:
+        shown = "; ".join(f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} asked" for key in other[:3])
+        more = f"; and {len(other) - 3} more" if len(other) > 3 else ""
+        raise CheckpointError(
+            f"{folder} holds {what} by another recipe ({shown}{more}); choose another folder, or remove that one"
+        )
+
+
+def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{head}{key}.") if isinstance(value, Mapping) else {f"{head}{key}": value}
+    return found
 
 
 _OPTIONAL = ("curve.csv", "recovery.csv", "recovered-samples.csv", "report.html")  # of an earlier run: they go with it

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from mpviz.errors import DataError, nearest
 from mpviz.nets.idx import read_idx
-from mpviz.nets.image_files import eval_transform, open_images
+from mpviz.nets.image_files import PlainLoader, eval_transform, open_images
 from mpviz.nets.paths import data_root
 
 FASHION_CLASSES = (
@@ -80,7 +81,7 @@ class Split:
         while isinstance(whole, Subset):
             whole = whole.dataset
         in_memory = isinstance(whole, ImageArrays)
-        return DataLoader(
+        return PlainLoader(
             self.dataset,
             batch_size=batch,
             shuffle=seed is not None,
@@ -121,6 +122,18 @@ class Splits:
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the labels."""
         return self.test.classes
+
+    @property
+    def whole_train(self) -> Split:
+        """All training images: those of `train`, and then those that are set aside for calibration."""
+        train, held = self.train.dataset, self.calibration.dataset
+        if isinstance(train, ImageArrays) and isinstance(held, ImageArrays):
+            arrays = copy.copy(train)
+            arrays.images = torch.cat([train.images, held.images])
+            arrays.labels = torch.cat([train.labels, held.labels])
+            return replace(self.train, dataset=arrays)
+        assert isinstance(train, Subset) and isinstance(held, Subset)  # of one set of files, by `load_data`
+        return replace(self.train, dataset=Subset(train.dataset, [*train.indices, *held.indices]))
 
 
 def load_data(

@@ -157,10 +157,11 @@ def log_by_layer(found: Gradual, model: nn.Module) -> pd.DataFrame:
         stage = {str(key): value for key, value in row.items()}
         for name in found.masks:
             gone, size = int(stage[f"removed in {name}"]), infos[name].params
-            back = stage.get(f"restored in {name}", 0)
+            counts = {what: stage.get(f"{what} in {name}", 0) for what in ("reservoir", "restored")}
             first = {"step": f"{100 * stage['target']:g} %", "layer": name, "role": infos[name].role, "params": size,
                      "removed": gone, "sparsity": gone / size}  # fmt: skip
-            more = {"restored": 0 if pd.isna(back) else int(back), "weight": stage.get(f"weight of {name}", math.nan)}
+            more = {what: 0 if pd.isna(count) else int(count) for what, count in counts.items()}
             whole = {key: value for key, value in stage.items() if " in " not in key and " of " not in key}
-            rows.append(first | {k: v for k, v in whole.items() if k not in ("removed", "restored")} | more)
+            rows.append(first | {k: v for k, v in whole.items() if k not in ("removed", *more)} | more
+                        | {"weight": stage.get(f"weight of {name}", math.nan)})  # fmt: skip
     return pd.DataFrame(rows)

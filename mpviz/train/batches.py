@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from mpviz.errors import DataError
+from mpviz.nets.image_files import PlainLoader
 
 
 @dataclass(frozen=True)
@@ -75,28 +76,20 @@ class _Ready(Sequence):
         return self.chosen[index].tolist()
 
 
-def _told_plainly(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches; an error of a worker process without the traceback that torch puts before its sentence."""
-    try:
-        yield from loader
-    except DataError as error:
-        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from error
-
-
 def read(dataset: Dataset, chosen: list[np.ndarray], classes: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Images Float["b c h w"] and labels Int["b"] for each array of sample numbers, in this order.
 
     workers: processes that decode image files. Raises DataError for an image that cannot be read or a label that the
     model has no class for.
     """
-    loader = DataLoader(
+    loader = PlainLoader(
         dataset,
         batch_sampler=_Ready(chosen),
         num_workers=workers,
         collate_fn=_collate,
         generator=torch.Generator(),  # else each loader draws from the global one, and a resumed run draws once more
     )
-    for images, labels in _told_plainly(loader):
+    for images, labels in loader:
         labels = torch.as_tensor(labels).long()
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             wrong = int(labels.max() if int(labels.max()) >= classes else labels.min())

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from mpviz.errors import CheckpointError, TrainingError, nearest
 from mpviz.nets.data import ImageArrays, Split
-from mpviz.nets.image_files import StrictImages
+from mpviz.nets.image_files import StrictImages, StrictSamples
 from mpviz.prune.options import misfit
 from mpviz.train.augment import Augment, describe
 from mpviz.train.optimizers import OPTIMIZERS
@@ -164,9 +164,9 @@ def data_digest(data: Split) -> str:
     if isinstance(dataset, ImageArrays):
         state.update(dataset.images.numpy().data)
         state.update(dataset.labels.numpy().data)
-    if isinstance(dataset, StrictImages):
-        state.update("\n".join(dataset.reader.filenames()).encode())
-        paths = dataset.reader.filenames(absolute=True)
+    if isinstance(dataset, StrictImages | StrictSamples):
+        paths = dataset.files()
+        state.update("\n".join(dataset.files(absolute=False)).encode())
         state.update(str([_size(path) for path in paths[:: 1 + len(paths) // 1000]]).encode())
     return state.hexdigest()
 

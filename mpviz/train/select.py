@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from mpviz.errors import Cancelled, TrainingError
+from mpviz.errors import Cancelled, DataError, TrainingError
 from mpviz.nets.data import Split
 from mpviz.train.batches import Order, read
 from mpviz.train.checkpoints import Progress
@@ -52,8 +52,8 @@ def movement_of(
     out, every: a folder for checkpoints, written after so many steps and when it is cancelled; a call with the same
     arguments goes on there and ends with the same bits on a CPU. Zero where an entry is not open, and on the CPU.
     Source: the selection phase of SER, arXiv:2606.02608.
-    Raises TrainingError for a loss that is not finite, or entries that are open but not zero; CheckpointError when
-    `out` holds another selection; Cancelled.
+    Raises TrainingError for a loss that is not finite, or entries that are open but not zero; DataError for an image
+    that cannot be read; CheckpointError when `out` holds another selection; Cancelled.
     """
     settings = {"epochs": epochs, "batch": batch, "rate": learning_rate, "momentum": momentum, "weight": weight,
                 "temperature": temperature, "seed": seed, "renew": renew}  # fmt: skip
@@ -95,8 +95,8 @@ class _Selection:
         if saved is not None:
             self.step = saved.progress.step
         elif self.settings["renew"]:
-            update_bn((x for x, _ in read(self.data.dataset, self.chosen, classes)), self.network, self.device)
-        for images, labels in read(self.data.dataset, self.chosen[self.step :], classes):
+            update_bn((x for x, _ in self._batches(classes)), self.network, self.device)
+        for images, labels in self._batches(classes):
             self._take_step(images.to(self.device), labels.to(self.device))
             stop = cancelled is not None and cancelled()
             if stop or (self.step % every == 0 and self.step < len(self.chosen)):
@@ -105,6 +105,15 @@ class _Selection:
                 raise Cancelled(f"the selection was cancelled after step {self.step}; {self.keeper.kept()}")
             if progress is not None:
                 progress(self.step / len(self.chosen))
+
+    def _batches(self, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is still to be seen. Raises DataError that says where it stopped."""
+        try:
+            yield from read(self.data.dataset, self.chosen[self.step :], classes)
+        except DataError as error:
+            raise DataError(
+                f"{error}; the selection stopped at step {self.step + 1} of {len(self.chosen)}; {self.keeper.kept()}"
+            ) from error
 
     def _take_step(self, images: Tensor, labels: Tensor) -> None:
         with torch.no_grad():

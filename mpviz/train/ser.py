@@ -31,7 +31,8 @@ class Gradual:
     """What a gradual pruning came to. model: the last one, in eval mode; masks: its own; log: one row a stage.
 
     Columns of the log: target and over (sparsities at the end and before entries came back), removed (in all, and
-    "removed in NAME" for each layer), restored (the same, by this step), spectral and "weight of NAME" (the SEB weights
+    "removed in NAME" for each layer), reservoir (the same, that might come back in this step), restored (the same, that
+    did), spectral and "weight of NAME" (the SEB weights
     that it went by), selection_epochs, recovery_epochs, loss (of the last epoch), check_accuracy.
     """
 

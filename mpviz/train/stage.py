@@ -175,7 +175,8 @@ class Stages:
         magnitudes = {name: self.model.get_parameter(name).detach().abs().cpu() for name in ranking.names}
         over = stage.over if restoring else stage.target
         masks = over_prune(ranking, weights, self.masks, magnitudes, over)
-        row = {"target": stage.target, "over": over, "restored": 0, "spectral": spectral, "selection_epochs": 0.0}
+        row = {"target": stage.target, "over": over, "reservoir": 0, "restored": 0, "spectral": spectral,
+               "selection_epochs": 0.0}  # fmt: skip
         row |= _removed(masks) | {f"{_WEIGHT}{name}": weight for name, weight in (weights or {}).items()}
         begun = Begun(pruned_copy(self.model, masks), masks, row)
         if restoring and place is not None and self.first:
@@ -186,9 +187,10 @@ class Stages:
         """The over-pruned network with its best entries back. The student is changed in place."""
         plan = self.plan
         before = self.masks if plan.candidates == "step" else {n: torch.ones_like(m) for n, m in self.masks.items()}
+        open_ = {name: before[name] & ~mask for name, mask in over.masks.items()}
         moved = movement_of(
-            over.student, {name: before[name] & ~mask for name, mask in over.masks.items()}, self.data, self.teacher,
-            plan.selection, plan.selection_batch, plan.selection_rate, seed=self.seed, renew=plan.renew,
+            over.student, open_, self.data, self.teacher, plan.selection, plan.selection_batch, plan.selection_rate,
+            seed=self.seed, renew=plan.renew,
             progress=lambda share: tell(0.3 * share, "selecting"), cancelled=self.cancelled,
             out=place.selecting if place is not None and self.first else None,
             **{key: self.training[key] for key in ("device", "every") if key in self.training},
@@ -205,8 +207,11 @@ class Stages:
                 source = moved[name] if plan.restored == "moved" else old[name]
                 weight.copy_(torch.where(came.to(weight.device), source.to(weight), weight))
         counts = {name: int(came.sum()) for name, came in back.items()}
-        row = over.row | {"restored": sum(counts.values()), "selection_epochs": plan.selection} | _removed(masks)
-        return Begun(over.student, masks, row | {f"restored in {name}": count for name, count in counts.items()})
+        reservoir = {name: int(may.sum()) for name, may in open_.items()}
+        row = over.row | {"selection_epochs": plan.selection} | _removed(masks)
+        for word, by_layer in (("reservoir", reservoir), ("restored", counts)):
+            row |= {word: sum(by_layer.values())} | {f"{word} in {name}": count for name, count in by_layer.items()}
+        return Begun(over.student, masks, row)
 
     def _weights(self, sparsity: float) -> dict[str, float]:
         """SEB weights of the network as it is now."""

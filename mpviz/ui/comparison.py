@@ -8,10 +8,11 @@ from datetime import datetime
 import pandas as pd
 
 from mpviz.errors import DataError
-from mpviz.nets.paths import data_root
 from mpviz.ui import tables, text
 from mpviz.ui.method_figures import MARKS, check_columns, method_colour, removed_figure, spectra_figure, usual_sparsity
 from mpviz.ui.page import filled_page, footer
+from mpviz.ui.paper_tables import paper_tables
+from mpviz.ui.reservoir_figure import reservoir_figure, restoring_methods
 from mpviz.ui.theme import CONFIG, Json, axis, faint, layout, note, palette
 
 METRICS = (
@@ -144,25 +145,29 @@ def comparison_html(
     methods = list(dict.fromkeys(metrics["method"]))
     names = [] if spectra is None else list(dict.fromkeys(spectra["layer"]))
     sparsities = [] if layers.empty else sorted(set(layers["sparsity"]))
+    restoring = restoring_methods(layers)
     drawn = {
         "config": CONFIG,
         "curves": comparison_figure(metrics, theme),
         "sparsities": [f"{100 * at:g} %" for at in sparsities],
         "first": sparsities.index(usual_sparsity(layers)) if sparsities else 0,
         "removed": [removed_figure(layers, at, methods, theme) for at in sparsities],
+        "restoring": restoring,
+        "reservoirs": [reservoir_figure(layers, method, theme) for method in restoring],
         "layers": names,
         "spectra": [] if spectra is None else [spectra_figure(spectra, name, methods, theme) for name in names],
     }
     parts = {
         "nav": nav,
         "no_removed": "hidden" if layers.empty else "",
+        "no_reservoir": "" if restoring else "hidden",
         "no_spectra": "" if names else "hidden",
         "spectra_at": f"{100 * spectra['sparsity'].iloc[0]:g}" if spectra is not None and names else "",
         "remark": text.escape(remark),
         "title": text.escape(title),
         "measured": tables.chip("measured", theme),
         "table": _table_html(metrics, theme),
-        "paper": paper_table(sorted(set(metrics["sparsity"])), theme),
+        "paper": paper_tables(set(metrics["sparsity"]), set(metrics["phase"]), theme),
         "about": tables.html_table(("", ""), [[text.escape(k), text.escape(v)] for k, v in about.items()], theme),
         "footer": footer(when or datetime.now().astimezone()),
     }
@@ -187,17 +192,3 @@ def _table_html(metrics: pd.DataFrame, theme: str) -> str:
     head = ("method", "phase", "sparsity, %", "seeds", "accuracy, %", "certified, %", "least B_T (measured)",
             "change of CE, nats")  # fmt: skip
     return tables.html_table(head, rows, theme)
-
-
-def paper_table(sparsities: list[float], theme: str = "light") -> str:
-    """The paper's ViT-B/16 on ImageNet at the nearest of its sparsities, as HTML; none of it was measured here.
-
-    Source: arXiv:2606.02608; data/paper.
-    """
-    theirs: pd.DataFrame = pd.read_csv(data_root() / "paper" / "vitb_sparsity_grid.csv", index_col="method")
-    known = {float(name): name for name in theirs.columns}
-    near = sorted({min(known, key=lambda k: abs(k - s)) for s in sparsities if s <= max(known) + 1e-9})
-    if not near:
-        return "<p>Its table ends below the sparsities of this grid.</p>"
-    rows = [[text.escape(str(m)), *(f"{float(row[known[s]]):.2f}" for s in near)] for m, row in theirs.iterrows()]
-    return tables.html_table(("top-1, %", *(f"{100 * s:g} %" for s in near)), rows, theme)

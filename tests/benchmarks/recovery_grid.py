@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import mpviz as mp
 from mpviz.files import write_text
 from mpviz.grid_results import measured_change, method_spectra
-from mpviz.nets.data import ImageArrays, Split
+from mpviz.nets.data import Split
 from mpviz.nets.forward import logits
 from mpviz.train.augment import FlipShift
 from mpviz.train.objectives import recovery_loss
@@ -51,14 +51,7 @@ RATES = {"fashion-resnet": (3e-4, 1e-3, 3e-3), "fashion-vit": (1e-4, 3e-4, 1e-3,
 
 def whole_train() -> Split:
     """All 10 000 bundled training images, those that are usually set aside for calibration among them."""
-    splits = mp.load_data("fashion-mnist", folder="bundled")
-    dataset = splits.train.dataset
-    assert isinstance(dataset, ImageArrays)
-    held = splits.calibration.dataset
-    assert isinstance(held, ImageArrays)
-    pixels, labels = torch.cat([dataset.images, held.images]), torch.cat([dataset.labels, held.labels])
-    everything = ImageArrays(pixels.numpy(), labels.numpy(), dataset.mean, dataset.std, dataset.full_scale)
-    return Split("train", everything, splits.classes)
+    return mp.load_data("fashion-mnist", folder="bundled").whole_train
 
 
 def tune(name: str, folder: Path) -> float:

@@ -297,8 +297,6 @@ def test_ctrl_c_while_writing_leaves_the_folder_as_it_was(capsys, finished, tmp_
         str(folder / "recipe.toml"),
         "--out",
         str(folder),
-        "--set",
-        "certify.samples=50",
         "--curve",
         "0",
     ]

@@ -226,6 +226,21 @@ def test_an_image_folder_with_train_and_evaluation(tmp_path, evaluation):
     assert not set(fingerprints(splits.train)) & set(fingerprints(splits.calibration))
 
 
+def test_the_whole_training_set_has_each_image_once(fashion, tmp_path):
+    whole = fashion.whole_train
+    assert (whole.name, len(whole)) == ("train", 10_000) and whole.grey_level == fashion.train.grey_level
+    assert len(fashion.train) == 9_000, "as it was"
+    images, labels = whole.sample()
+    for part, place in ((fashion.train, slice(0, 9_000)), (fashion.calibration, slice(9_000, None))):
+        assert torch.equal(images[place], part.sample()[0]) and torch.equal(labels[place], part.sample()[1])
+    paint(tmp_path / "train", 8)
+    paint(tmp_path / "val", 3)
+    for splits in (mp.load_data(str(tmp_path)), mp.load_data("torch/image_folder", folder=tmp_path)):
+        both = fingerprints(splits.train) + fingerprints(splits.calibration)
+        assert len(splits.whole_train) == 24 and sorted(fingerprints(splits.whole_train)) == sorted(both)
+        assert right(splits.whole_train)
+
+
 def test_a_flat_image_folder_is_split_by_seed(tmp_path):
     paint(tmp_path, 10)
     splits = mp.load_data(str(tmp_path), seed=1)

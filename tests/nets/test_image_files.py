@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import re
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mpviz as mp
 from mpviz.errors import DataError
 from mpviz.nets.image_files import open_images
 
@@ -68,6 +72,67 @@ def test_random_damage_raises_nothing_else(tmp_path: Path, kind: str) -> None:
             images[1]
 
 
+def classes(path: Path, parts: tuple[str, ...], names: tuple[str, ...] = ("a", "b")) -> Path:
+    """Eight images of each class in each part, and where one of the first part lies."""
+    for part in parts:
+        for name in names:
+            (path / part / name).mkdir(parents=True)
+            for number in range(8):
+                (path / part / name / f"{number}.png").write_bytes(saved("PNG"))
+    return path / parts[0] / names[0] / "3.png"
+
+
+SPECIES = tuple(f"0000{i}_Animalia_Chordata_Aves_Order_Family_Genus_species{i}" for i in range(2))
+OPENED = {
+    "torch/image_folder": lambda path: classes(path, ("train", "validation")),
+    "torch/folder": lambda path: classes(path, ("train", "validation")),
+    "image_folder/": lambda path: classes(path, ("train", "validation")),
+    "torch/inaturalist": lambda path: classes(path, ("2021_train", "2021_valid"), SPECIES),
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+@pytest.mark.parametrize(("workers", "left"), [(0, 0), (0, 60), (0, 200), (2, 60)])
+def test_an_image_of_a_data_set_that_timm_names_is_told_by_its_path(
+    tmp_path: Path, name: str, workers: int, left: int
+) -> None:
+    damaged = OPENED[name](tmp_path)
+    damaged.write_bytes(damaged.read_bytes()[:left])
+    data = mp.load_data(name, folder=tmp_path)
+    whole = data.train.dataset.dataset  # type: ignore[attr-defined]
+    split = dataclasses.replace(data.train, dataset=whole)  # the one set aside for calibration may be the damaged one
+    with pytest.raises(DataError) as caught:
+        list(split.loader(4, workers=workers))
+    assert re.fullmatch(
+        rf"cannot read the image {re.escape(str(damaged))} \(.+\); repair it or take it out", str(caught.value)
+    )
+    assert len(whole.files()) == 16 and str(damaged) in whole.files()
+    assert str(damaged.relative_to(tmp_path)).endswith(whole.files(absolute=False)[whole.files().index(str(damaged))])
+
+
+def test_an_archive_and_a_table_of_images_name_the_image_as_they_can(tmp_path: Path) -> None:
+    damaged = classes(tmp_path / "loose", ("train",))
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(tmp_path / "loose" / "train", "train")
+    images = open_images("", tmp_path / "images.tar", lambda image: image)
+    with pytest.raises(DataError, match=r"cannot read the image .*a/3\.png \(.+\); repair it or take it out"):
+        list(images)
+
+    class Table:
+        """As timm reads a table of Hugging Face: bytes without a path."""
+
+        def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+            return io.BytesIO(bytes(saved("PNG")[:60])), 0
+
+        def filename(self, index: int, absolute: bool) -> None:
+            return None
+
+    images.reader = Table()  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"cannot read the image number 5 of Table \(.+\); repair it or take it out"):
+        images[5]
+
+
 def test_a_transform_that_fails_names_itself_and_the_image(tmp_path: Path) -> None:
     folder(tmp_path)
 
@@ -77,3 +142,7 @@ def test_a_transform_that_fails_names_itself_and_the_image(tmp_path: Path) -> No
     images = open_images("", tmp_path, halve)
     with pytest.raises(DataError, match=r"the transform halve fails on the image .*1\.png \(RuntimeError: odd sides\)"):
         images[1]
+    classes(tmp_path / "more", ("train", "validation"))
+    images = open_images("torch/image_folder", tmp_path / "more", halve, split="train")
+    with pytest.raises(DataError, match=r"the transform halve fails on the image .*0\.png \(RuntimeError: odd sides\)"):
+        images[0]

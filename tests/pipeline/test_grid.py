@@ -152,7 +152,7 @@ def test_a_single_run_refuses_a_grid() -> None:
 
 def test_another_recipe_does_not_mix_into_a_folder(plain: GridResult) -> None:
     before = cells(plain)
-    with pytest.raises(CheckpointError, match=r"another \[model\]"):
+    with pytest.raises(CheckpointError, match=r"another recipe \(model\.name: 'fashion-.*' there, 'fashion-mlp-l1'"):
         run_grid(replace(PLAN, model=ModelPlan("fashion-mlp-l1")), plain.folder)
     assert cells(plain) == before
 

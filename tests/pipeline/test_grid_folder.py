@@ -70,7 +70,7 @@ def test_a_recipe_that_fails_leaves_the_folder_to_the_mended_one(tmp_path: Path)
     assert note == {"error": str(failed.value)}
     cancelled_after(tmp_path, 1, TRAINED)
     assert read_recipe(tmp_path / "recipe.toml") == TRAINED and len(read_grid(tmp_path).metrics) == 2
-    with pytest.raises(CheckpointError, match=r"another \[recover\]"):
+    with pytest.raises(CheckpointError, match=r"another recipe \(recover\.learning_rate: 0\.01 there, 1e\+20 asked\)"):
         run_grid(wild, tmp_path)  # by now there is something to lose
 
 
@@ -80,7 +80,7 @@ def test_a_training_that_was_stopped_is_not_thrown_away(tmp_path: Path) -> None:
         run_grid(recipe, tmp_path, cancelled=lambda: bool(list(tmp_path.glob("cells/*/*/recovery-*/*.safetensors"))))
     there = sorted(tmp_path.glob("cells/**/*.safetensors"))
     assert there and not list(tmp_path.glob("cells/*/*/cell-*.json"))
-    with pytest.raises(CheckpointError, match=r"another \[recover\]"):
+    with pytest.raises(CheckpointError, match=r"another recipe \(recover\.options\.every: 2 there, None asked\)"):
         run_grid(TRAINED, tmp_path)
     assert sorted(tmp_path.glob("cells/**/*.safetensors")) == there
 
@@ -90,15 +90,15 @@ def test_options_of_a_method_without_cells_may_be_mended(tmp_path: Path) -> None
     cancelled_after(tmp_path, 2, haar)
     mended = replace(haar, grid=replace(haar.grid, options=haar.grid.options | {"haar": {"z0": 0.2}}))
     assert set(run_grid(mended, tmp_path).metrics["method"]) == {"magnitude", "seb", "haar"}
-    for options in (haar.grid.options, {"haar": {"z0": 0.2}}):
-        with pytest.raises(CheckpointError, match=r"another \[grid\]"):
+    for options, key in ((haar.grid.options, "haar.z0"), ({"haar": {"z0": 0.2}}, "magnitude.scope")):
+        with pytest.raises(CheckpointError, match=rf"another recipe \(grid\.options\.{key}: \S+ there, \S+ asked\)"):
             run_grid(replace(mended, grid=replace(mended.grid, options=options)), tmp_path)
 
 
 def test_a_grid_and_a_single_run_do_not_share_a_folder(tmp_path: Path) -> None:
     single = replace(PLAN, grid=GridPlan())
     run(single, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="holds the run of one plan; choose another folder"):
+    with pytest.raises(CheckpointError, match="holds the run of a plan; choose another folder"):
         run_grid(PLAN, tmp_path / "run")
     assert not (tmp_path / "run" / "cells").exists()
     cancelled_after(tmp_path / "grid", 1)
@@ -155,6 +155,20 @@ def test_the_log_of_steps_has_all_of_them(trained: GridResult) -> None:
     cells = trained.layers.set_index(["method", "sparsity", "layer"])["restored"]
     back = log[log["target"] > 0.2].set_index(["method", "target", "layer"])["restored"]
     assert back.to_dict() == cells.to_dict() and cells.sum() > 0
+    keys = ["method", "sparsity", "layer"]
+    written = pd.read_csv(trained.folder / "layers.csv").set_index(keys)[["removed", "reservoir", "restored"]]
+    logged = log.drop(columns="sparsity").rename(columns={"target": "sparsity"}).set_index(keys)[list(written)]
+    assert written.to_dict() == logged.loc[written.index].to_dict()
+    before = logged["removed"].groupby(["method", "layer"]).shift(fill_value=0)  # rows are in the order of the steps
+    hybrid, plain = logged.loc["hybrid"].query("sparsity > 0.2"), logged.loc["regimes"]
+    assert (plain[["reservoir", "restored"]] == 0).all(axis=None)
+    assert (hybrid["reservoir"] == hybrid["removed"] + hybrid["restored"] - before["hybrid"].loc[hybrid.index]).all()
+    assert (hybrid["reservoir"] >= hybrid["restored"]).all()
+    held = hybrid["reservoir"].groupby("sparsity").sum()
+    assert held.to_dict() == {
+        0.3: round(0.36 * total) - round(0.2 * total),
+        0.6: round(0.78 * total) - round(0.3 * total),
+    }
     assert not [name for name in log if "features" in name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import mpviz as mp
 from mpviz import grid
 from mpviz.errors import BudgetError, CheckpointError, RecipeError, TrainingError
 from mpviz.grid import run_grid
-from mpviz.recipe import CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe, RecoverPlan, parse_recipe
+from mpviz.nets.paths import data_root
+from mpviz.recipe import CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe, RecoverPlan, parse_recipe, read_recipe
 from mpviz.recipe_parts import step_plan
 from mpviz.train.augment import FlipShift
+from mpviz.train.plan import data_digest, digest
 
 PLAN = Recipe(
     ModelPlan("fashion-mlp"), DataPlan(folder="bundled"), certify=CertifyPlan(samples=100),
@@ -126,6 +129,71 @@ def test_methods_that_prune_at_once_train_as_long_as_those_in_steps(tmp_path: Pa
     run_grid(recipe, tmp_path)
     steps = pd.read_csv(tmp_path / "cells/haar/seed-0/recovery-0.6000/metrics.csv")
     assert len(steps) == (1 + 2) * 9 and steps["learning_rate"].max() == pytest.approx(0.01)
+
+
+def test_the_recipe_of_the_recovery_grid_is_what_its_record_was_measured_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All that its script hands to `prune_in_steps`: images, epochs, plan, rate, batch, augmentation and seeds."""
+    threads = torch.get_num_threads()
+    from tests.benchmarks import recovery_grid
+
+    torch.set_num_threads(threads)  # the script sets one
+    recipe = read_recipe(data_root() / "recipes" / "recovery.toml")
+    assert recipe.certify == CertifyPlan() and recipe.grid.seeds == [0, 1, 2]  # all test images
+    fewer = replace(recipe, certify=CertifyPlan(samples=1), grid=replace(recipe.grid, seeds=[2]))
+    ours = handed_on(monkeypatch, "prune_in_steps", fewer, tmp_path / "out")
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(recovery_grid, "prune_in_steps", lambda *a, **b: calls.append(dict(enumerate(a)) | b))
+    monkeypatch.setattr(recovery_grid, "logits", lambda *_: None)
+    record = json.loads((data_root() / "benchmarks" / "recovery-grid.json").read_text(encoding="utf-8"))
+    rates = record["rates"][recipe.model.name]
+    arms = {"magnitude": "magnitude", "regimes": "regimes", "ser": "ser, mended", "hybrid": "hybrid, mended"}
+    for method in recipe.grid.methods:
+        recovery_grid.path_of(recipe.model.name, arms[method], 2, tmp_path, float(min(rates, key=rates.get)))
+    assert len(ours) == len(calls) == 4
+    for mine, theirs in zip(ours, calls, strict=True):
+        assert digest(mine[0].state_dict()) == digest(theirs[0].state_dict())
+        assert len(mine[1]) == 10_000 and data_digest(mine[1]) == data_digest(theirs[1])
+        assert mine[2] == theirs[2] == 0.9 and mine["seed"] == theirs["seed"]
+        for name in ("batch", "learning_rate", "augment"):
+            assert mine[name] == theirs[name], name
+        assert mine["optimizer"] == record["optimizer"] == "adamw" and "optimizer" not in theirs  # its default
+        one, other = mine[3].record(), theirs[3].record()
+        if one["schedule"] in ("magnitude", "seb"):  # only the sum counts where nothing is selected, and no ratio does
+            assert one["equal"] and one["selection"] + one["recovery"] == other["selection"] + other["recovery"] == 2
+            for plan in (one, other):
+                del plan["selection"], plan["recovery"], plan["ratio"]
+        assert one == other
+
+
+def test_all_training_images_are_trained_on_only_where_the_recipe_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for whole, images in ((False, 9_000), (True, 10_000)):
+        recipe = replace(PLAN, recover=replace(PLAN.recover, whole=whole))
+        [first, _] = handed_on(monkeypatch, "prune_in_steps", recipe, tmp_path / f"steps-{whole}")
+        assert len(first[1]) == images and first[1].name == "train"
+        at_once = replace(recipe, grid=GridPlan(["haar"], [0.5]))
+        [only] = handed_on(monkeypatch, "distill", at_once, tmp_path / f"once-{whole}")
+        assert len(only[2]) == images
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"certify": CertifyPlan(split="calibration")}, "which certify.split = 'calibration' measures on"),
+        (
+            {"grid": GridPlan(["magnitude", "drop-threshold"])},
+            "which the method 'drop-threshold' measures its drops on",
+        ),
+    ],
+)
+def test_what_is_trained_on_must_not_measure(change: dict, words: str, tmp_path: Path) -> None:
+    recipe = replace(PLAN, recover=replace(PLAN.recover, whole=True), **change)
+    with pytest.raises(RecipeError, match=f"'recover.whole' trains on the calibration images, {words}"):
+        run_grid(recipe, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 WRONG = [

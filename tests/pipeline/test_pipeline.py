@@ -23,9 +23,10 @@ from mpviz.certificates.summary import results_of
 from mpviz.errors import BudgetError, Cancelled, CheckpointError, DataError, ModelError, RecipeError
 from mpviz.nets import store
 from mpviz.nets.data import Split
+from mpviz.nets.paths import data_root
 from mpviz.pipeline import run
 from mpviz.prune.masks import Ranking
-from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe, read_recipe
+from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe, RecoverPlan, read_recipe
 from mpviz.run_results import read_run, write_run
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -218,6 +219,24 @@ WRONG = [
     (PLAN.model, {"budget": BudgetPlan(signal="sigma")}, BudgetError, "unknown signal 'sigma'"),
     (PLAN.model, {"budget": BudgetPlan(locked=["features.fc3"])}, BudgetError, "did you mean 'features.fc"),
     (PLAN.model, {"budget": BudgetPlan(0.9, locked=["features.fc1.weight"])}, BudgetError, "unlock a layer"),
+    (
+        ModelPlan("fashion-mlp", str(data_root() / "models" / "fashion-resnet.safetensors")),
+        {},
+        ModelError,
+        "do not fit MLP",
+    ),
+    (
+        ModelPlan("fashion-resnet"),
+        {"budget": BudgetPlan(locked=["features.fc1.weight"])},
+        BudgetError,
+        "unknown locked layer 'features.fc1.weight'",
+    ),
+    (
+        PLAN.model,
+        {"budget": BudgetPlan(beta_by_role={"attention": 1.0})},
+        BudgetError,
+        "no prunable attention layers for a β of their own; it has: mlp",
+    ),
     (PLAN.model, {"certify": CertifyPlan(tiers=["mesured"])}, RecipeError, "did you mean 'measured'"),
     (PLAN.model, {"certify": CertifyPlan(split="train")}, RecipeError, "'test' or 'calibration'"),
 ]
@@ -317,6 +336,39 @@ def test_an_interrupt_while_writing_leaves_the_old_run(result, tmp_path, monkeyp
     monkeypatch.setattr(store, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_run(result, tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"budget": BudgetPlan(0.9)}, "budget.sparsity: 0.5 there, 0.9 asked"),
+        ({"model": ModelPlan("fashion-mlp-l1")}, "model.name: 'fashion-mlp' there, 'fashion-mlp-l1' asked"),
+        ({"recover": RecoverPlan(0.1)}, "recover.epochs: 0.0 there, 0.1 asked"),
+        ({"budget": BudgetPlan(0.9, "alpha", 2.0, 0.5)}, "; and 1 more"),
+    ],
+)
+def test_a_finished_run_makes_way_for_its_own_recipe_only(tmp_path, change, key):
+    plan = Recipe(model=ModelPlan("fashion-mlp"), certify=CertifyPlan(samples=20))
+    mp.run(plan, tmp_path)
+    before, said = contents(tmp_path), []
+    with pytest.raises(CheckpointError) as refused:
+        mp.run(dataclasses.replace(plan, **change), tmp_path, progress=lambda *what: said.append(what))
+    words = str(refused.value)
+    assert words.startswith(f"{tmp_path} holds the run of a plan by another recipe (") and key in words
+    assert words.endswith("; choose another folder, or remove that one") and "\n" not in words
+    assert contents(tmp_path) == before and said == []  # before any work
+    mp.run(plan, tmp_path)
+    assert read_recipe(tmp_path / "recipe.toml") == plan
+
+
+def test_a_finished_run_whose_recipe_is_lost_is_not_written_over(tmp_path):
+    plan = Recipe(model=ModelPlan("fashion-mlp"), certify=CertifyPlan(samples=20))
+    mp.run(plan, tmp_path)
+    (tmp_path / "recipe.toml").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds work whose recipe is lost .*; choose another folder"):
+        mp.run(plan, tmp_path)
     assert contents(tmp_path) == before
 
 

@@ -329,6 +329,23 @@ def test_the_folder_holds_the_whole_run(result: ProjectionResult, trained: Proje
     assert trained.curve is not None and curve["loss"].to_numpy() == pytest.approx(trained.curve["loss"].to_numpy())
 
 
+def test_all_training_images_are_trained_on_where_the_recipe_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(projecting, "prune_model", watched(projecting.prune_model, seen))
+    found = run_projection(replace(SER, recover=replace(RECOVER, whole=True)))
+    assert found.curve is not None and len(found.curve) == 20 and seen == [10_000]  # a fifth of 100 batches
+
+
+def watched(prune: Callable[..., Any], seen: list[int]) -> Callable[..., Any]:
+    """`mp.prune_model` that notes how many images it gets."""
+
+    def pruned(*arguments: Any, **options: Any) -> Any:
+        seen.append(len(options["data"]))
+        return prune(*arguments, **options)
+
+    return pruned
+
+
 def test_the_results_are_the_numbers_of_the_run(result: ProjectionResult, trained: ProjectionResult) -> None:
     for found in (result, trained):
         assert found.folder is not None and found.checkpoint is not None
@@ -365,13 +382,25 @@ def test_the_checkpoint_comes_back_with_the_same_bits(result: ProjectionResult, 
         check_reload(replace(result, checkpoint=trained.checkpoint), images)
 
 
-def test_a_second_run_leaves_nothing_of_the_first_behind(trained: ProjectionResult, tmp_path: Path) -> None:
+def test_a_second_run_leaves_nothing_of_the_first_behind(
+    result: ProjectionResult, trained: ProjectionResult, tmp_path: Path
+) -> None:
     write_projection(trained, tmp_path, "<p>old")
     (tmp_path / "restore.csv").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
     assert {path.name for path in tmp_path.iterdir()} == TRAINED | {"restore.csv", "notes.txt"}
-    run_projection(PLAN, tmp_path)
+    write_projection(result, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == WRITTEN | {"notes.txt"}
+
+
+def test_a_finished_projection_makes_way_for_its_own_recipe_only(result: ProjectionResult, tmp_path: Path) -> None:
+    write_projection(result, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a projection by another recipe \(project\.permute: 'interleave'"):
+        run_projection(with_project(permute="none"), tmp_path)
+    assert contents(tmp_path) == before
+    again = run_projection(PLAN, tmp_path)
+    assert state(again.model) == state(result.model)
 
 
 def test_progress_rises_from_nothing_to_all() -> None:
@@ -555,7 +584,7 @@ def test_runs_of_different_kinds_do_not_share_a_folder(result: ProjectionResult,
     before = contents(tmp_path / "projection")
     with pytest.raises(CheckpointError, match="projection holds a projection; choose another folder"):
         mp.run(plan, tmp_path / "projection")
-    with pytest.raises(CheckpointError, match="holds the run of one plan; choose another folder"):
+    with pytest.raises(CheckpointError, match="projection holds a projection; choose another folder"):
         mp.run_grid(grid, tmp_path / "projection")
     assert contents(tmp_path / "projection") == before
     for name, what in (("cells", "a grid of methods"), ("pruned.safetensors", "the run of a plan")):

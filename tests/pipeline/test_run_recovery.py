@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import mpviz as mp
-from mpviz.errors import Cancelled, CheckpointError, RecipeError
+from mpviz import cli
+from mpviz.errors import Cancelled, CheckpointError, RecipeError, TrainingError
 from mpviz.nets.forward import pruned_copy
 from mpviz.pipeline import run
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe, RecoverPlan, parse_recipe
@@ -99,6 +101,11 @@ def test_the_folder_says_all_that_was_done(result: RunResult) -> None:
     assert len(pd.read_csv(result.folder / "recovery.csv")) == 18  # 9 000 images, 500 a step
 
 
+def test_all_training_images_are_trained_on_where_the_recipe_says_so() -> None:
+    whole = run(dataclasses.replace(PLAN, recover=dataclasses.replace(PLAN.recover, whole=True)))
+    assert whole.recovered is not None and len(whole.recovered.curve) == 20  # 10 000 images
+
+
 def test_a_run_with_training_comes_back_from_its_folder(result: RunResult) -> None:
     assert result.folder is not None and result.recovered is not None
     back = read_run(result.folder)
@@ -170,6 +177,45 @@ def test_another_training_in_the_folder_is_not_mixed_in(tmp_path: Path) -> None:
     kept = list(folder.glob("recovery/step-*.safetensors"))
     run(dataclasses.replace(PLAN, recover=RecoverPlan()), folder)
     assert list(folder.glob("recovery/step-*.safetensors")) == kept  # another's work is not tidied away
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    wild = dataclasses.replace(PLAN, recover=dataclasses.replace(PLAN.recover, learning_rate=1e20))
+    with pytest.raises(TrainingError, match=r"at step \d+ of 18.*; the last good checkpoint is ") as caught:
+        run(wild, tmp_path / "out")
+    kept = max((tmp_path / "out" / "recovery").glob("step-*.safetensors"))
+    assert str(caught.value).endswith(str(kept)) and [path.name for path in (tmp_path / "out").iterdir()] == [
+        "recovery"
+    ]
+    network = mp.load(kept, model=mp.load_model("fashion-mlp")).model
+    assert all(torch.isfinite(values).all() for values in network.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["torch/image_folder", ""])
+def test_an_image_that_cannot_be_read_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    for number, place in enumerate((part, kind, i) for part in ("train", "val") for kind in "ab" for i in range(6)):
+        path = images / place[0] / place[1] / f"{place[2]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (9 * number, 90, 20)).save(path)
+    data = DataPlan(name, str(images)) if name else DataPlan(str(images))
+    recipe = Recipe(
+        ModelPlan("test_vit", pretrained=False, options={"num_classes": 2}), data, BudgetPlan(0.3),
+        CertifyPlan(samples=4), recover=RecoverPlan(1, batch=1, options={"every": 1, "device": "cpu"}),
+    )  # fmt: skip
+    train = mp.load_data(data.name, data.folder or None).train.dataset
+    damaged = Path(train.dataset.files()[train.indices[-1]])  # type: ignore[attr-defined]
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    (tmp_path / "plan.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert cli.main(["run", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "out"), "--curve", "0"]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    kept = max((tmp_path / "out" / "recovery").glob("step-*.safetensors"))
+    assert (
+        f"mpviz: cannot read the image {damaged} (" in sentence and "; repair it or take it out; stopped at" in sentence
+    )
+    assert sentence.endswith(f"the last good checkpoint is {kept}")
 
 
 def test_bounds_that_training_makes_impossible_are_said_to_be(tmp_path: Path) -> None:

@@ -90,6 +90,9 @@ def test_the_log_says_what_went_and_came_back_in_each_layer() -> None:
     assert log["step"].tolist() == ["20 %", "20 %", "50 %", "50 %"]
     assert log["role"].tolist() == ["mlp"] * 4 and (log["removed"] / log["params"] == log["sparsity"]).all()
     assert log["restored"].iloc[:2].tolist() == [0, 0] and log["restored"].iloc[2:].sum() > 0
+    assert log["reservoir"].iloc[:2].tolist() == [0, 0]
+    gained = log["removed"].iloc[2:].to_numpy() - log["removed"].iloc[:2].to_numpy()
+    assert (log["reservoir"].iloc[2:] == gained + log["restored"].iloc[2:]).all()
     assert log["weight"].iloc[:2].isna().all() and log["weight"].iloc[2:].notna().all()
     assert log["spectral"].tolist() == [False, False, True, True]
 

@@ -13,8 +13,11 @@ from torch import nn
 
 import mpviz as mp
 from mpviz.errors import DataError
+from mpviz.nets.forward import pruned_copy
 from mpviz.train.augment import FlipShift, TimmTransform
+from mpviz.train.batches import Order
 from mpviz.train.distill import Recovery, distill
+from mpviz.train.select import movement_of
 from tests.train.recovery_case import digest
 
 
@@ -90,16 +93,37 @@ def test_augmentation_must_fit_the_images(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["", "torch/image_folder", "image_folder/"])
+@pytest.mark.parametrize("augment", [None, TimmTransform()])
 def test_an_image_that_cannot_be_read_is_named_and_the_checkpoint_kept(
-    folder: Path, tmp_path: Path, workers: int
+    folder: Path, tmp_path: Path, workers: int, name: str, augment: TimmTransform | None
 ) -> None:
     model = network()
-    data = mp.load_data(str(folder), model=model)
+    data = mp.load_data(name, folder=folder, model=model) if name else mp.load_data(str(folder), model=model)
     path = folder / "train" / "dark" / "3.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError) as caught:
         distill(
-            model, None, data.train, epochs=2, batch=2, every=1, out=tmp_path / "run", device="cpu", workers=workers
-        )
+            model, None, data.train, epochs=2, batch=2, every=1, out=tmp_path / "run", device="cpu", workers=workers,
+            augment=augment,
+        )  # fmt: skip
     assert "dark/3.png" in str(caught.value) and "stopped at step" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert str(max((tmp_path / "run").glob("step-*.safetensors"))) in str(caught.value)
+
+
+def test_a_selection_names_the_image_too_and_keeps_its_checkpoint(folder: Path, tmp_path: Path) -> None:
+    model = network()
+    data = mp.load_data("torch/image_folder", folder=folder, model=model)
+    masks = mp.magnitude_masks(model, 0.5)
+    options = {"epochs": 1, "batch": 2, "every": 1, "device": "cpu", "out": tmp_path / "run"}
+    paths = data.train.dataset.dataset.files()  # type: ignore[attr-defined]
+    last = Order(len(data.train), 2, 0).batches(0)[-1][0]
+    path = Path(paths[data.train.dataset.indices[last]])  # type: ignore[attr-defined]
+    path.write_bytes(path.read_bytes()[:200])
+    open_ = {name: ~mask for name, mask in masks.items()}
+    with pytest.raises(DataError) as caught:
+        movement_of(pruned_copy(model, masks), open_, data.train, **options)
+    words, kept = str(caught.value), sorted((tmp_path / "run").glob("step-*.safetensors"))
+    assert words.startswith(f"cannot read the image {path} (") and "the selection stopped at step " in words
+    assert kept and words.endswith(f"the last good checkpoint is {kept[-1]}")

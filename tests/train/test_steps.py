@@ -98,11 +98,20 @@ def test_spectral_steps_go_by_the_network_as_it_is(schedule: str, seb: SEB | Non
             assert row[f"removed in {name}"] == int((~kept[name]).sum())
             back = int((kept[name] & ~over[name]).sum())
             assert not (over[name] & ~kept[name]).any() and back == row.get(f"restored in {name}", 0)
+            might = int((masks[name] & ~over[name]).sum()) if schedule == "ser" else 0
+            assert might == row.get(f"reservoir in {name}", 0)
         model, masks = after, kept
     if seb is not None:
         assert found.masks["features.fc2.weight"].all(), "a locked layer loses nothing"
     written = {"signal": "alpha", "beta": 0.8, "decay_end": 2.0, "beta_by_role": {}, "locked": ["features.fc2.weight"]}
     assert found.plan.record()["seb"] == (None if seb is None else written)
+
+
+def test_all_that_is_removed_may_be_the_reservoir() -> None:
+    found, _ = run(StepPlan("ser", targets=(0.3, 0.6), ratio=1.5, candidates="all", recovery=0), 0.6)
+    total = sum(mask.numel() for mask in found.masks.values())
+    assert found.log["reservoir"].tolist() == [round(0.45 * total), round(0.75 * total)]
+    assert (found.log["restored"] == found.log["reservoir"] - found.log["removed"]).all()
 
 
 def test_the_strengths_change_the_mask() -> None:

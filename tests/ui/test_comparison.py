@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 from mpviz.errors import DataError, MpvizError
-from mpviz.ui.comparison import PANELS, comparison_figure, comparison_html, comparison_table, paper_table
+from mpviz.ui.comparison import PANELS, comparison_figure, comparison_html, comparison_table
 from mpviz.ui.method_figures import removed_figure, spectra_figure
+from mpviz.ui.paper_tables import paper_tables, read_paper
+from mpviz.ui.reservoir_figure import reservoir_figure, restoring_methods
 from mpviz.ui.text import escape
 
 NASTY = "</script><b>&{{footer}}"
@@ -30,7 +32,8 @@ def grid(methods=("magnitude", "hybrid"), seeds=(0, 1, 2), phases=("pruned", "re
 def layers(methods=("magnitude", "hybrid"), seeds=(0, 1)) -> pd.DataFrame:
     rows = [
         {"method": m, "seed": seed, "sparsity": s, "layer": f"{role}.{i}", "role": role, "params": 100 * (i + 1),
-         "removed": 10 * (i + 1) + 5 * seed, "restored": 4 * seed if m == "hybrid" else 0}
+         "removed": 10 * (i + 1) + 5 * seed, "reservoir": (20 * s if role == "qkv" else 0) if m == "hybrid" else 0,
+         "restored": 4 * seed if m == "hybrid" else 0}
         for m, seed, s, role, i in product(methods, seeds, (0.3, 0.5), ("qkv", "mlp"), (0, 1))
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -117,6 +120,36 @@ def test_a_network_of_one_type_has_both_panels_too() -> None:
     assert each["magnitude"]["y"] == pytest.approx([12.5, 11.25])  # (10 + 15) of 200, (20 + 25) of 400
 
 
+def test_the_reservoir_is_a_share_of_each_layer_at_each_step_and_what_came_back_a_share_of_it() -> None:
+    figure = reservoir_figure(layers(), "hybrid")
+    held, back = figure["data"]
+    assert held["x"] == back["x"] == ["30 %", "50 %"] and held["y"] == [0, 1, 2, 3]
+    # two seeds: 2 · 20 s entries of 2 · 100 (i + 1), of which 0 and 4 came back; none in the last two layers
+    assert held["z"] == [[6.0, 10.0], [3.0, 5.0], [None, None], [None, None]]
+    assert back["z"] == [[33.3333, 20.0], [33.3333, 20.0], [None, None], [None, None]]
+    assert "qkv.0, step to 50 %: 20 entries" in held["text"][0][1] and "step to 50 %: 4 entries" in back["text"][0][1]
+    assert figure["layout"]["yaxis"]["ticktext"] == ["qkv.0", "qkv.1", "mlp.0", "mlp.1"]
+    assert held["texttemplate"] and figure["layout"]["yaxis"]["autorange"] == "reversed"
+    with pytest.raises(DataError, match=r"no reservoir of the method 'magnitude' is known; known: hybrid"):
+        reservoir_figure(layers(), "magnitude")
+
+
+def test_a_deep_network_is_named_by_its_blocks_and_has_no_numbers_in_its_cells() -> None:
+    many = pd.concat([layers().assign(layer=f"blocks.{i}." + layers()["layer"]) for i in range(60)])
+    figure = reservoir_figure(many, "hybrid")
+    assert figure["data"][0]["texttemplate"] == "" and len(figure["data"][0]["z"]) == 240
+    assert figure["layout"]["yaxis"]["ticktext"][0] == "blocks.0" and figure["layout"]["height"] < 800
+
+
+def test_the_page_has_a_reservoir_of_each_method_that_restores_and_none_where_it_is_unknown() -> None:
+    page = comparison_html(grid(), layers(), "x", {}, spectra=spectra())
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    assert drawn["restoring"] == ["hybrid"] and len(drawn["reservoirs"]) == 1 and "<section hidden>" not in page
+    for frame in (layers().drop(columns="reservoir"), layers().assign(reservoir=np.nan), layers(("magnitude",))):
+        page = comparison_html(grid(), frame, "x", {}, spectra=spectra())
+        assert restoring_methods(frame) == [] and page.count("<section hidden>") == 1
+
+
 def test_the_page_offers_every_sparsity_and_begins_where_most_methods_are() -> None:
     frame = layers()
     frame = frame[(frame["method"] == "magnitude") | (frame["sparsity"] == 0.3)]  # the hybrid has come to 30 % only
@@ -159,8 +192,39 @@ def test_the_page_holds_every_method_and_escapes_what_comes_from_outside() -> No
 def test_the_papers_table_stands_beside_it_and_is_called_theirs() -> None:
     page = comparison_html(grid(), layers(), "x", {})
     assert "not measured here" in page and "arXiv:2606.02608" in page
-    assert "84.46" in paper_table([0.3]) and "84.46" not in paper_table([0.5])  # its magnitude at 30 %
-    assert "ends below" in paper_table([0.9])
+
+
+TUNED_AT_30, PLAIN_AT_30 = "84.46", "84.07"  # its magnitude
+
+
+@pytest.mark.parametrize(
+    ("phases", "tuned", "plain"),
+    [(("recovered",), True, False), (("pruned",), False, True), (("pruned", "recovered"), True, True)],
+)
+def test_only_the_papers_table_of_the_same_kind_stands_beside_a_grid(
+    phases: tuple[str, ...], tuned: bool, plain: bool
+) -> None:
+    page = comparison_html(grid(phases=phases), layers(), "x", {})
+    section = page[page.index("The paper's own numbers") :]
+    section = section[: section.index("What was run")]
+    assert (TUNED_AT_30 in section) is ("After fine-tuning: ViT-B/16 on ImageNet" in section) is tuned
+    assert (PLAIN_AT_30 in section) is ("Without fine-tuning: magnitude and SEB" in section) is plain
+    assert ("table after fine-tuning is left out" in section) is not tuned
+    assert ("table without fine-tuning is left out" in section) is not plain
+
+
+def test_the_papers_sparsities_are_those_next_to_the_grids() -> None:
+    assert TUNED_AT_30 in paper_tables([0.3], ["recovered"]) and TUNED_AT_30 not in paper_tables([0.5], ["recovered"])
+    assert PLAIN_AT_30 in paper_tables([0.31], ["pruned"])
+    assert "goes from 5 to 70 % and has none" in paper_tables([0.9], ["recovered"])
+    assert "goes from 30 to 75 % and has none" in paper_tables([0.05, 0.2], ["pruned"])  # not the numbers of 30 %
+
+
+def test_the_papers_tables_are_read_as_they_are_printed() -> None:
+    plain, tuned = read_paper("seb_no_finetune_grid.csv"), read_paper("vitb_sparsity_grid.csv")
+    assert list(plain.index) == ["magnitude", "seb"] and plain.loc["seb", 0.6] == 61.57
+    assert list(plain.columns) == [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+    assert tuned.loc["hybrid", 0.7] == 78.01 and len(tuned.columns) == 14
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -214,7 +278,7 @@ def test_what_a_grid_does_not_know_is_left_out_and_said() -> None:
     assert figure["layout"]["xaxis3"]["domain"] == [0.0, 1.0]
     page = comparison_html(metrics, layers().iloc[:0], "x", {}, remark="no <spectra>")
     assert "nan" not in re.search(r'aria-label="All cells">(.*?)</div>', page, re.DOTALL)[1]
-    assert page.count("<section hidden>") == 2 and "no &lt;spectra&gt;" in page
+    assert page.count("<section hidden>") == 3 and "no &lt;spectra&gt;" in page
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
     assert drawn["sparsities"] == drawn["removed"] == drawn["layers"] == drawn["spectra"] == []
     full = comparison_html(grid(), layers(), "x", {}, spectra=spectra())

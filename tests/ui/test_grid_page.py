@@ -33,6 +33,18 @@ def test_every_committed_grid_is_what_its_record_says() -> None:
         if record == "recovery-grid":
             came_back = grid.layers.groupby(["method", "seed", "sparsity"])["restored"].sum()
             assert came_back.to_dict() == {(c["method"], c["seed"], c["sparsity"]): c["restored"] for c in own}
+            held = grid.layers.groupby(["method", "seed", "sparsity"])["reservoir"].sum(min_count=1)
+            stops = (0.0, *sorted(grid.layers["sparsity"].unique()))
+            total = grid.layers.drop_duplicates("layer")["params"].sum()
+            for cell in own:  # over-pruning removes a multiple of what stays removed
+                step = cell["sparsity"] - stops[stops.index(cell["sparsity"]) - 1]
+                ratio = (1.2 if "mended" in cell["method"] else 1.6) if cell["restored"] else 0.0
+                found = held[cell["method"], cell["seed"], cell["sparsity"]]
+                assert found == pytest.approx(ratio * step * total, abs=2), cell
+            assert (grid.layers["reservoir"] >= grid.layers["restored"]).all()
+        elif network == "fashion-resnet":  # how much came back is recorded in all, not by layer
+            unknown = {cell["method"] for cell in own if cell.get("restored")}
+            assert set(grid.layers.loc[grid.layers["reservoir"].isna(), "method"]) == unknown
         assert (grid.layers["removed"] <= grid.layers["params"]).all()
     with pytest.raises(DataError, match="no grid 'methods/x'"):
         committed_grid("methods/x")
@@ -53,7 +65,8 @@ def test_the_page_follows_a_running_grid_and_opens_nothing_that_was_not_named(tm
     mp.run_grid(PLAN, folder, report=grid_html)
     there, page = compare_page([folder])
     assert there and "fashion-mlp: methods side by side" in page and "Spectra before and after are left out" not in page
-    assert "<section hidden>" not in (folder / "report.html").read_text(encoding="utf-8")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert report.count("<section hidden>") == 1 and "<section hidden>\n<h2>The reservoir" in report
     for other in ("../..", str(tmp_path), "methods/../x", ""):
         there, page = compare_page([folder], other)
         assert not there and "methods side by side" not in page
