@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mpviz.rmt.law import MarchenkoPastur
     from mpviz.train.any_method import prune_model
     from mpviz.train.distill import distill
+    from mpviz.workbench.run_queue import RunQueue
     from mpviz.workbench.state import Workbench
 
 __version__ = "0.1.0"
@@ -71,6 +72,7 @@ __all__ = [
     "run_projection",
     # the screen
     "Workbench",
+    "RunQueue",
     # what all errors have in common
     "MpvizError",
 ]
@@ -100,6 +102,7 @@ _HOMES = {
     "run": "mpviz.pipeline",
     "run_projection": "mpviz.projecting",
     "run_grid": "mpviz.grid",
+    "RunQueue": "mpviz.workbench.run_queue",
     "Workbench": "mpviz.workbench.state",
     "MpvizError": "mpviz.errors",
 }

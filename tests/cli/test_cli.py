@@ -280,7 +280,7 @@ def test_ctrl_c_ends_a_run_with_130_and_nothing_written(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == ""
-    assert err.splitlines()[-1] == "mpviz: stopped; nothing is half-written" and "Traceback" not in err
+    assert err.splitlines()[-1] == "mpviz: the run was cancelled; nothing was written" and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
