@@ -106,14 +106,12 @@ class RunWorker:
 
     def _popen(self, entry: Entry, alive: int) -> subprocess.Popen[bytes]:
         path = self.store.path(entry.name)
-        command = [sys.executable, "-P", "-m", "mpviz", "run", str(path / RECIPE), "--out", str(path / OUT),
-                   "--status", str(path / STATUS)]  # fmt: skip
         place = entry.place if Path(entry.place).is_dir() else None
         with (path / LOG).open("ab") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, start {entry.attempt + 1}\n".encode())
             log.flush()
             made = subprocess.Popen(
-                command, cwd=place, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command_of(path), cwd=place, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 pass_fds=(alive,), start_new_session=True,
             )  # fmt: skip
         with contextlib.suppress(AttributeError, OSError):  # sliders come first
@@ -157,6 +155,13 @@ class RunWorker:
         self.store.change(
             lambda entries: [replace(one, **values) if one.name == name else one for one in entries]
         )  # fmt: skip
+
+
+def command_of(path: Path) -> list[str]:
+    """What runs the recipe in a run's folder, whatever the working directory holds."""
+    files = {"--out": OUT, "--status": STATUS}
+    options = [word for option, name in files.items() for word in (option, str(path / name))]
+    return [sys.executable, "-P", "-m", "mpviz", "run", str(path / RECIPE), *options]
 
 
 def _killed(entry: Entry, said: RunStatus, code: int | None, asked: bool) -> RunStatus:

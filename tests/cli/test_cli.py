@@ -221,7 +221,7 @@ def test_run_writes_its_folder_and_prints_before_and_after(finished):
 def test_run_without_a_recipe_uses_the_default_one(capsys, here, monkeypatch):
     seen = {}
 
-    def fake_run(recipe, out, progress, curve_samples, report):
+    def fake_run(recipe, out, progress, cancelled, curve_samples, report):
         seen.update(recipe=recipe, curve=curve_samples, out=out)
         raise MpvizError("seen enough")
 
