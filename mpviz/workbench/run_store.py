@@ -118,7 +118,8 @@ def title_of(recipe: Recipe) -> str:
     }[kind]
     epochs = recipe.recover.epochs
     trained = [] if not epochs else [f"{epochs:g} epoch{'' if epochs == 1 else 's'}"]
-    return ", ".join([Path(recipe.model.name).name, what, *trained])
+    name = recipe.model.name
+    return ", ".join([Path(name).name if name.endswith(".safetensors") else name, what, *trained])
 
 
 class Store:
