@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mpviz.rmt.law import MarchenkoPastur
     from mpviz.train.any_method import prune_model
     from mpviz.train.distill import distill
+    from mpviz.workbench.panels import RunPanel
     from mpviz.workbench.run_queue import RunQueue
     from mpviz.workbench.state import Workbench
 
@@ -73,6 +74,7 @@ __all__ = [
     # the screen
     "Workbench",
     "RunQueue",
+    "RunPanel",
     # what all errors have in common
     "MpvizError",
 ]
@@ -102,6 +104,7 @@ _HOMES = {
     "run": "mpviz.pipeline",
     "run_projection": "mpviz.projecting",
     "run_grid": "mpviz.grid",
+    "RunPanel": "mpviz.workbench.panels",
     "RunQueue": "mpviz.workbench.run_queue",
     "Workbench": "mpviz.workbench.state",
     "MpvizError": "mpviz.errors",

@@ -11,11 +11,30 @@ from mpviz.ui.theme import Json, axis, empty, faint, layout, note, palette
 
 if TYPE_CHECKING:
     from mpviz.workbench.run_curve import Curve
+    from mpviz.workbench.run_store import Run
 
 NO_CURVE = "Loss and accuracy appear with the first step of the training."
 NO_CELLS = "The first cell of the grid appears here when it is done."
 NO_TRAINING = "This run trains nothing: its table appears when it is done."
 _WINDOWS = 40  # stretches that the strong line is a mean over
+
+
+def figure_mark(run: Run, curve: Curve, cells: Sequence[Mapping[str, Any]]) -> str:
+    """What tells the figure of a run from earlier ones: a screen that has it need not draw it again."""
+    last = 0 if curve.last is None else curve.last.number
+    return f"{run.name}/{curve.name}/{curve.rows}/{last}/{len(cells)}/{run.state == 'done'}"
+
+
+def run_figure(run: Run, curve: Curve, cells: Sequence[Mapping[str, Any]], theme: str = "light") -> Json:
+    """The training of a run, or a grid's cells where nothing trains; its zoom stays for as long as that is shown."""
+    if curve.last is None and run.kind == "grid":
+        figure = cells_figure(cells, theme, whole=run.state == "done")
+    elif curve.last is None and not run.epochs:
+        figure = empty(NO_TRAINING, theme)
+    else:
+        figure = curve_figure(curve, run.epochs, theme)
+    figure["layout"] |= {"uirevision": f"{run.name} {curve.name}", "meta": run.name}
+    return figure
 
 
 def curve_figure(curve: Curve, epochs: float, theme: str = "light") -> Json:

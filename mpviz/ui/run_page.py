@@ -5,14 +5,22 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mpviz.errors import MpvizError
 from mpviz.ui import tables, text
 from mpviz.ui.page import filled_page, pages_nav
-from mpviz.ui.run_figures import NO_TRAINING, cells_figure, curve_figure
-from mpviz.ui.run_words import EMPTY_QUEUE, EXAMPLE, dates, left_words, results_table, state_words, without_places
-from mpviz.ui.theme import CONFIG, THEMES, Json, empty
+from mpviz.ui.run_figures import figure_mark, run_figure
+from mpviz.ui.run_words import (
+    EMPTY_QUEUE,
+    EXAMPLE,
+    dates,
+    in_order,
+    left_words,
+    results_table,
+    state_words,
+    without_places,
+)
+from mpviz.ui.theme import CONFIG, THEMES, Json
 from mpviz.workbench.run_curve import RunCurve, grid_cells, last_lines
 from mpviz.workbench.run_policy import seen_by
 from mpviz.workbench.run_queue import RunQueue
@@ -65,7 +73,7 @@ class Watch:
         runs = seen_by(self.queue.runs(), owner, restricted)
         chosen = _choose(runs, asked.get("run"))
         error = without_places(self.queue.error) if restricted else self.queue.error
-        made: Json = {"runs": [_item(run, chosen, restricted) for run in _ordered(runs)], "error": error}
+        made: Json = {"runs": [_item(run, chosen, restricted) for run in in_order(runs)], "error": error}
         if chosen is not None:
             made["chosen"] = self._detail(chosen, _theme(asked), asked.get("seen", ""), restricted)
         return made
@@ -73,7 +81,8 @@ class Watch:
     def _detail(self, run: Run, theme: str, seen: str, restricted: bool) -> Json:
         inside = f"{run.folder}/"  # which is named beside it
         clean = without_places if restricted else lambda words: words.replace(inside, "")
-        mark, figure = self._figure(run, theme)
+        curve, cells = self._curve(run).look(), grid_cells(run.folder) if run.kind == "grid" else []
+        mark = f"{theme}/{figure_mark(run, curve, cells)}"
         lines = [clean(line) for line in last_lines(self.queue.store.path(run.name, LOG), LINES)]
         table = results_table(run.folder, theme) if run.state == "done" else ""
         found: Json = {
@@ -82,29 +91,17 @@ class Watch:
             "percent": round(100 * run.progress, 1), "error": clean(run.error), "table": table,
             "traceback": "" if restricted else run.traceback, "mark": mark,
             "can": {"cancel": run.busy, "resume": run.resumable, "remove": run.state != "running"},
-            "report": (run.folder / "report.html").is_file() or (run.kind == "grid" and bool(_cells(run))),
+            "report": (run.folder / "report.html").is_file() or bool(cells),
             "report_words": "Comparison" if run.kind == "grid" else "Report",
             "folder": "" if restricted else str(run.folder),
         }  # fmt: skip
-        figure_mark, _, log_mark = seen.partition("|")
-        if mark != figure_mark:
-            found["figure"] = figure
+        drawn, _, log_mark = seen.partition("|")
+        if mark != drawn:
+            found["figure"] = run_figure(run, curve, cells, theme)
         found["log_mark"] = f"{len(lines)}:{hash(tuple(lines)) & 0xFFFFFFFF:x}"
         if found["log_mark"] != log_mark:
             found["log"] = lines
         return found
-
-    def _figure(self, run: Run, theme: str) -> tuple[str, Json]:
-        """(what tells this figure from earlier ones, the figure)."""
-        curve = self._curve(run).look()
-        if curve.last is None and run.kind == "grid":
-            rows = _cells(run)
-            whole = run.state == "done"
-            return f"{run.name}/{theme}/cells {len(rows)}{'!' * whole}", _of(run, cells_figure(rows, theme, whole))
-        if curve.last is None and not run.epochs:
-            return f"{run.name}/{theme}/none", _of(run, empty(NO_TRAINING, theme))
-        mark = f"{run.name}/{theme}/{curve.name}/{curve.rows}/{curve.last and curve.last.number}"
-        return mark, _of(run, curve_figure(curve, run.epochs, theme), curve.name)
 
     def _curve(self, run: Run) -> RunCurve:
         with self._lock:
@@ -125,15 +122,7 @@ def _choose(runs: Sequence[Run], name: str | None) -> Run | None:
             if run.name == name:
                 return run
         raise MpvizError(f"there is no run '{name}' here; open the page without it to see those that are")
-    return next(iter(_ordered(runs)), None)
-
-
-def _ordered(runs: Sequence[Run]) -> list[Run]:
-    """What is at work, then what waits in its order, then what has ended, the last one first."""
-    first = [run for run in runs if run.state == "running"]
-    waiting = [run for run in runs if run.state == "queued"]
-    ended = [run for run in runs if run.state not in ("running", "queued")]
-    return [*first, *waiting, *sorted(ended, key=lambda run: run.ended, reverse=True)]
+    return next(iter(in_order(runs)), None)
 
 
 def _item(run: Run, chosen: Run | None, restricted: bool) -> Json:
@@ -142,13 +131,3 @@ def _item(run: Run, chosen: Run | None, restricted: bool) -> Json:
         "percent": round(100 * run.progress, 1), "left": left_words(run),
         "owner": "" if restricted else run.owner, "chosen": run is chosen,
     }  # fmt: skip
-
-
-def _cells(run: Run) -> list[dict[str, Any]]:
-    return grid_cells(run.folder)
-
-
-def _of(run: Run, figure: Json, part: str = "") -> Json:
-    """The figure with a zoom that stays for as long as it is of this run, and a name for its files."""
-    figure["layout"] |= {"uirevision": f"{run.name} {part}", "meta": run.name}
-    return figure

@@ -7,10 +7,12 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpviz.ui import tables, text
+from mpviz.ui.rows import Cells, Column
 
 if TYPE_CHECKING:
     from mpviz.workbench.run_store import Run
@@ -29,6 +31,35 @@ learning_rate = 1e-4
 batch = 64
 """
 _PATH = re.compile(r"(?<![\w/])(?:/[^\s/:'\",;()]+){2,}")
+
+
+RUN_COLUMNS = (
+    Column("run", "run", "Network, what is removed, and how long it trains; a click or Enter shows it", "head"),
+    Column("state", "state", "What it does; those that wait start in this order", "word"),
+    Column("progress", "progress", "Share of its work that is done", "bar"),
+    Column("left", "time", "How long it still takes, or took", "word"),
+)
+
+
+def run_cells(runs: Sequence[Run]) -> Cells:
+    """Runs as cells of the sortable table, in their order."""
+    shares = [run.progress for run in runs]
+    return {
+        "name": {"text": [run.name for run in runs]},
+        "run": {"text": [run.title for run in runs], "tip": [run.name for run in runs],
+                "sort": [run.title for run in runs]},
+        "state": {"text": [state_words(run) for run in runs], "sort": [run.state for run in runs]},
+        "progress": {"text": [text.percent(share, 2) for share in shares], "share": shares, "sort": shares},
+        "left": {"text": [left_words(run) for run in runs], "sort": [run.seconds_left for run in runs]},
+    }  # fmt: skip
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """What is at work, then what waits in its order, then what has ended, the last one first."""
+    first = [run for run in runs if run.state == "running"]
+    waiting = [run for run in runs if run.state == "queued"]
+    ended = [run for run in runs if run.state not in ("running", "queued")]
+    return [*first, *waiting, *sorted(ended, key=lambda run: run.ended, reverse=True)]
 
 
 def ordinal(number: int) -> str:

@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mpviz.errors import MpvizError
 from mpviz.files import write_text
@@ -142,6 +144,10 @@ class RunQueue:
     def running(self) -> bool:
         """Whether a run is at work."""
         return any(entry.state == "running" for entry in self.store.entries())
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        # the widgets live a floor above: asked for by name, and only when a notebook wants to show them
+        return import_module("mpviz.ui.widgets").run_view(self)._repr_mimebundle_(**kwargs)
 
     def wait(self, name: str, timeout: float | None = None) -> Run:
         """Block until a run has ended, or the timeout in seconds is over."""

@@ -97,7 +97,7 @@ def test_the_page_invites_and_asks_nobody_but_its_own_server(watch: Watch, name:
 def test_what_can_be_touched_has_a_name(watch: Watch) -> None:
     reader = Reader(watch.page({}, "", False, "key")[1])
     roles = {a["role"]: a for _, a in reader.tags if a.get("role")}
-    assert {"progressbar", "log", "alert", "status", "img", "region"} <= set(roles)
+    assert {"progressbar", "log", "alert", "status", "figure", "region"} <= set(roles)
     assert (roles["progressbar"]["aria-valuemin"], roles["progressbar"]["aria-valuemax"]) == ("0", "100")
     live = [a for _, a in reader.tags if a.get("aria-live") == "polite"]
     assert [a["id"] for a in live] == ["state"]
