@@ -169,7 +169,12 @@ class RunAct(_Runs):
 
     async def _recipe(self, given: dict[str, str]) -> dict[str, Any]:
         words = self.queue.recipe_text(self.own(given.get("run", "")).name)
-        return {"recipe": without_places(words) if self.restricted else words}
+        policy = self.house.visits.policy
+        if policy.restricted:  # by the names that visitors know
+            for name, place in (policy.models_offered() | policy.data_offered()).items():
+                words = words.replace(f'"{place}"', f'"{name}"')
+            words = without_places(words)
+        return {"recipe": words}
 
     async def _plan(self, given: dict[str, str]) -> dict[str, Any]:
         """The recipe of the workbench whose key the page was opened with, and the same with an epoch of training."""

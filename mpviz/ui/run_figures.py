@@ -68,7 +68,7 @@ def curve_figure(curve: Curve, epochs: float, theme: str = "light") -> Json:
     title = f"{head}epoch {last.number}{whole}: loss {text.significant(last.loss)}, accuracy "
     title += f"{text.percent(last.accuracy)} (measured)"
     each = "" if curve.width == 1 else f"; a point is the mean of {text.count(curve.width)} steps"
-    words = f"means over {text.plural(last.steps, 'step')} of this epoch, on the training images as they are trained on"
+    words = f"means over {text.plural(last.steps, 'step')} of this epoch, training batches"
     figure: Json = {"data": data, "layout": layout(theme, title, words + each)}
     figure["layout"] |= {
         "xaxis": axis(theme, "optimiser step", grid=False, anchor="y2", ticks="outside"),

@@ -50,7 +50,7 @@ def run_cells(runs: Sequence[Run]) -> Cells:
                 "sort": [run.title for run in runs]},
         "state": {"text": [state_words(run) for run in runs], "sort": [run.state for run in runs]},
         "progress": {"text": [text.percent(share, 2) for share in shares], "share": shares, "sort": shares},
-        "left": {"text": [left_words(run) for run in runs], "sort": [run.seconds_left for run in runs]},
+        "left": {"text": [left_words(run).removeprefix("about ") for run in runs], "sort": [run.seconds_left for run in runs]},
     }  # fmt: skip
 
 

@@ -59,6 +59,7 @@ _RULES = """
   border-radius: 4px; }
 .mpviz .mpviz-log { margin: 0; padding: 4px 8px; color: %(ink)s; background: none; white-space: pre;
   font: 11px/1.4 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
+.mpviz .mpviz-follow .mpviz-log { flex: none; overflow: visible; }
 .mpviz summary { cursor: pointer; }
 .mpviz details .mpviz-log { max-height: 150px; overflow: auto; background: var(--quiet-solid); }
 .mpviz table.mpviz-old { opacity: 0.55; }

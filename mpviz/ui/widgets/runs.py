@@ -130,7 +130,7 @@ def run_view(
     below = [] if workbench is None else [_submitting(desk, workbench)]
     left = w.VBox([_rows(desk), *below])
     right = w.VBox([_head(desk), _buttons(desk), _failure(desk), _figure(desk), _table(desk), _log(desk)])
-    sides = panels.row([panels.share(40, left, 330), panels.share(60, right, 400)])
+    sides = panels.row([panels.share(44, left, 360), panels.share(56, right, 400)])
     made = panels.view(desk, [sides], f"the runs in {watched.queue.folder}")
     watched.start()
     return made
@@ -173,14 +173,13 @@ def _head(desk: Desk) -> w.Widget:
         if run is None:
             words.value = "<div class='mpviz-quiet'>Nothing has run yet: <code>queue.submit(recipe)</code></div>"
             return
-        bar.value, left = run.progress, left_words(run)
+        bar.value, said = run.progress, " · ".join(filter(None, (left_words(run), run.message)))
         bar.tooltip = f"{text.percent(run.progress, 2)} of {run.name}"
         e = text.escape
         words.value = (
-            f"<div class='mpviz-line' title='{e(dates(run))}'><b>{e(run.title)}</b> · "
-            f"<span aria-live='polite'>{e(state_words(run))}</span>{f', {e(left)}' if left else ''}"
-            f" <span class='mpviz-quiet'>{e(run.name)}</span></div>"
-            f"<div class='mpviz-line mpviz-quiet' title='{e(run.message)}'>{e(run.message) or '&nbsp;'}</div>"
+            f"<div class='mpviz-line' title='{e(run.name)}: {e(dates(run))}'><b>{e(run.title)}</b> · "
+            f"<span aria-live='polite'>{e(state_words(run))}</span></div>"
+            f"<div class='mpviz-line mpviz-quiet' title='{e(said)}'>{e(said) or '&nbsp;'}</div>"
         )
 
     desk.paint(("runs", "chosen"), follow)
