@@ -43,14 +43,14 @@ RUN_COLUMNS = (
 
 def run_cells(runs: Sequence[Run]) -> Cells:
     """Runs as cells of the sortable table, in their order."""
-    shares = [run.progress for run in runs]
+    shares, left = [run.progress for run in runs], [left_words(run).removeprefix("about ") for run in runs]
     return {
         "name": {"text": [run.name for run in runs]},
         "run": {"text": [run.title for run in runs], "tip": [run.name for run in runs],
                 "sort": [run.title for run in runs]},
         "state": {"text": [state_words(run) for run in runs], "sort": [run.state for run in runs]},
         "progress": {"text": [text.percent(share, 2) for share in shares], "share": shares, "sort": shares},
-        "left": {"text": [left_words(run).removeprefix("about ") for run in runs], "sort": [run.seconds_left for run in runs]},
+        "left": {"text": left, "sort": [run.seconds_left for run in runs]},
     }  # fmt: skip
 
 

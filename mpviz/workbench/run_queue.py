@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mpviz.errors import MpvizError
+from mpviz.errors import CheckpointError, MpvizError
 from mpviz.files import write_text
 from mpviz.recipe import Recipe
 from mpviz.workbench.jobs import background, sentence
@@ -75,14 +75,7 @@ class RunQueue:
         """
         plan = recipe_of(recipe)
         entry = Entry("", title_of(plan), kind_of(plan), plan.recover.epochs, owner, os.getcwd(), submitted=time.time())
-        self.store.make()
-        name, number = "", 1 + len(self.store.entries())
-        while not name:
-            with contextlib.suppress(FileExistsError):
-                (self.folder / f"run-{number:03d}").mkdir()
-                name = f"run-{number:03d}"
-            number += 1
-        write_text(self.store.path(name, RECIPE), plan.to_toml())
+        name = self._new(plan.to_toml())
         self.store.change(lambda entries: [*entries, replace(entry, name=name)])
         self._beat.set()
         return self.run(name)
@@ -181,6 +174,20 @@ class RunQueue:
         self.join(timeout)
 
     # --- the work, on a thread of its own ---------------------------------------------------------------------------
+
+    def _new(self, recipe: str) -> str:
+        """The name of a new folder with this recipe. Raises CheckpointError where there can be none."""
+        self.store.make()
+        number = 1 + len(self.store.entries())
+        try:
+            while True:
+                with contextlib.suppress(FileExistsError):
+                    (self.folder / f"run-{number:03d}").mkdir()
+                    write_text(self.store.path(f"run-{number:03d}", RECIPE), recipe)
+                    return f"run-{number:03d}"
+                number += 1
+        except OSError as error:
+            raise CheckpointError(f"cannot write into {self.folder} ({error}); make room, or choose another") from error
 
     def _change(self, name: str, change: Callable[[Entry], Entry]) -> Run:
         self.store.change(lambda entries: _changed(entries, change(found_in(entries, name))))

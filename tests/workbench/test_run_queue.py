@@ -355,6 +355,17 @@ def test_a_folder_that_is_no_queue_is_left_as_it_is(tmp_path: Path) -> None:
         RunQueue(tmp_path / "file", works=False).submit(recipe())
 
 
+def test_a_full_disk_is_told_and_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    queue = RunQueue(tmp_path / "runs", works=False)
+    monkeypatch.setattr("mpviz.workbench.run_queue.write_text", full)
+    with pytest.raises(CheckpointError, match=r"cannot write into .*No space left.*make room"):
+        queue.submit(recipe())
+    assert queue.runs() == []
+
+
 def test_a_run_is_a_command_that_people_can_give_themselves(tmp_path: Path) -> None:
     assert command_of(tmp_path)[1:] == [
         "-P", "-m", "mpviz", "run", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out"), "--status",
