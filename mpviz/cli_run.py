@@ -102,6 +102,9 @@ def _run(arguments: argparse.Namespace, tell: Tell, clear: Callable[[], None], a
     run_kind = _run_grid if recipe.grid.methods else _run_projection if recipe.project.pattern else _run_plan
     try:
         say = run_kind(recipe, folder, arguments, tell, asked)
+    except Cancelled as error:  # by the part that was at work, which does not know what is kept
+        kept = f"a run goes on from what is in {folder}" if folder.exists() else "nothing was written"
+        raise Cancelled(str(error) if ";" in str(error) else f"{error}; {kept}") from error
     finally:
         clear()
     say()
