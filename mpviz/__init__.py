@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from mpviz.rmt.law import MarchenkoPastur
     from mpviz.train.any_method import prune_model
     from mpviz.train.distill import distill
+    from mpviz.workbench.panels import RunPanel
+    from mpviz.workbench.run_queue import RunQueue
     from mpviz.workbench.state import Workbench
 
 __version__ = "0.1.0"
@@ -71,6 +73,8 @@ __all__ = [
     "run_projection",
     # the screen
     "Workbench",
+    "RunQueue",
+    "RunPanel",
     # what all errors have in common
     "MpvizError",
 ]
@@ -100,6 +104,8 @@ _HOMES = {
     "run": "mpviz.pipeline",
     "run_projection": "mpviz.projecting",
     "run_grid": "mpviz.grid",
+    "RunPanel": "mpviz.workbench.panels",
+    "RunQueue": "mpviz.workbench.run_queue",
     "Workbench": "mpviz.workbench.state",
     "MpvizError": "mpviz.errors",
 }

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
 from mpviz.cli_bench import add_bench
+from mpviz.cli_run import add_run, add_settings, add_theme
 from mpviz.cli_serve import add_dashboard
-from mpviz.errors import CheckpointError, MpvizError
-from mpviz.terminal import ProgressLine, change_lines, columns, layer_lines
+from mpviz.errors import Cancelled, CheckpointError, MpvizError
+from mpviz.terminal import ProgressLine, change_lines, layer_lines
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from mpviz.recipe import Recipe
 
 WRONG, INTERRUPTED = 2, 130  # exit codes: of argparse for bad input, of shells for Ctrl-C
 
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except MpvizError as error:
         print("mpviz:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return WRONG
+        return INTERRUPTED if isinstance(error, Cancelled) else WRONG
     except KeyboardInterrupt:
         print("mpviz: stopped; nothing is half-written", file=sys.stderr)
         return INTERRUPTED
@@ -51,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mpviz {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    before = (_add_analyze, _add_compare, _add_run, _add_recipe, _add_recipes)
+    before = (_add_analyze, _add_compare, add_run, _add_recipe, _add_recipes)
     for add in (*before, add_bench, add_dashboard, _add_report):
         add(commands)
     return parser
@@ -145,106 +144,9 @@ def compare(arguments: argparse.Namespace) -> None:
     _write_table(table, arguments)
 
 
-def _add_run(commands: Any) -> None:
-    parser = commands.add_parser("run", help="run a recipe, a plan or a grid of methods, with an HTML report")
-    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="a TOML file; `mpviz recipe` prints one")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go; else RECIPE-run beside the recipe")
-    _add_settings(parser)
-    parser.add_argument(
-        "--curve",
-        type=_count,
-        default=1000,
-        metavar="N",
-        help="images for the coverage curve (default 1000; 0 leaves the curve out)",
-    )
-    _add_theme(parser)
-    parser.set_defaults(command=run)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace values of the recipe, such as budget.sparsity=0.6",
-    )
-
-
-def _add_theme(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="colours of the report")
-
-
-def _count(words: str) -> int:
-    number = int(words)
-    if number < 0:
-        raise argparse.ArgumentTypeError("a count of images, 0 or more")
-    return number
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Run a recipe, write its folder and print before and after."""
-    from mpviz.pipeline import run as run_recipe
-    from mpviz.recipe import Recipe, read_recipe, with_settings
-    from mpviz.ui.report import comparison_head, comparison_rows, report_html
-
-    given = arguments.recipe
-    recipe = with_settings(Recipe() if given is None else read_recipe(given), arguments.settings)
-    folder = arguments.out or (Path("mpviz-run") if given is None else given.with_name(f"{given.stem}-run"))
-    if recipe.grid.methods:
-        _run_grid(recipe, folder, arguments.theme)
-        return
-    if recipe.project.pattern:
-        _run_projection(recipe, folder, arguments.theme)
-        return
-    line = ProgressLine()
-    try:
-        result = run_recipe(
-            recipe, folder, progress=line.show, curve_samples=arguments.curve,
-            report=partial(report_html, theme=arguments.theme),
-        )  # fmt: skip
-    finally:
-        line.clear()
-    head = comparison_head(result.comparison)
-    print(columns(head, comparison_rows(result.comparison), left=(0, len(head) - 1)))
-    print(f"\n{folder / 'report.html'}\n{folder / 'pruned.safetensors'}")
-
-
-def _run_grid(recipe: Recipe, folder: Path, theme: str) -> None:
-    """Run or continue a grid, write its folder and print the means over its seeds."""
-    from mpviz.grid import run_grid
-    from mpviz.ui.comparison import comparison_table
-    from mpviz.ui.grid_page import grid_html
-
-    line = ProgressLine()
-    try:
-        result = run_grid(recipe, folder, progress=line.show, report=partial(grid_html, theme=theme))
-    finally:
-        line.clear()
-    print(comparison_table(result.metrics).dropna(axis="columns", how="all").to_string(index=False))
-    print(f"\n{folder / 'report.html'}\n{folder / 'metrics.csv'}")
-
-
-def _run_projection(recipe: Recipe, folder: Path, theme: str) -> None:
-    """Run a projection, write its folder and print what it measured and counted."""
-    from mpviz.projecting import run_projection
-    from mpviz.terminal import projection_lines
-    from mpviz.ui.projection_report import projection_html
-
-    line = ProgressLine()
-    try:
-        result = run_projection(recipe, folder, progress=line.show, report=partial(projection_html, theme=theme))
-    finally:
-        line.clear()
-    print(projection_lines(result.metrics, result.macs))
-    print(f"\n{folder / 'report.html'}\n{folder / 'projected.safetensors'}")
-
-
 def _add_recipe(commands: Any) -> None:
     parser = commands.add_parser("recipe", help="print a recipe to start from")
-    _add_settings(parser)
+    add_settings(parser)
     parser.set_defaults(command=recipe)
 
 
@@ -290,7 +192,7 @@ def _add_report(commands: Any) -> None:
     parser = commands.add_parser("report", help="write the HTML report of a finished run again")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that `mpviz run` wrote")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default report.html in that folder")
-    _add_theme(parser)
+    add_theme(parser)
     parser.set_defaults(command=report)
 
 

@@ -19,6 +19,9 @@ def add_dashboard(commands: Any) -> None:
     parser.add_argument(
         "--grid", action="append", type=Path, default=[], metavar="DIR", help="folder of a grid to compare; repeatable"
     )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the queue of runs; default runs"
+    )
     parser.add_argument("--port", type=int, default=5006, help="default 5006; 0 takes any free one")
     parser.add_argument("--show", action="store_true", help="open a browser")
     parser.add_argument("--address", default="localhost", help="default localhost; 0.0.0.0 lets other machines in")
@@ -111,6 +114,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         websocket_origin=arguments.websocket_origin,
         report=workbench_html,
         grids=arguments.grid,
+        runs=arguments.runs,
         serving=serving,
     )
     if over is False:  # a thread that is inside torch when the interpreter goes would abort the process

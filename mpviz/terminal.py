@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -166,3 +167,22 @@ class ProgressLine:
         if self._live:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+
+class TimedLines:
+    """Lines for a log: what a run does and when, one every `pause` seconds at most, and the last before it ends."""
+
+    def __init__(self, pause: float = 2.0) -> None:
+        self._pause, self._printed, self._last = pause, -pause, ""
+
+    def show(self, fraction: float, message: str) -> None:
+        """Say how far the work is, 0 … 1, and what it does."""
+        self._last = f"{time.strftime('%H:%M:%S')}  {100 * fraction:3.0f} %  {message}"
+        if time.monotonic() - self._printed >= self._pause:
+            self.clear()
+
+    def clear(self) -> None:
+        """Print what was not printed yet, before something else is."""
+        if self._last:
+            print(self._last, file=sys.stderr, flush=True)
+        self._last, self._printed = "", time.monotonic()

@@ -28,6 +28,7 @@ from mpviz.ui.dashboard_session import Report, Session
 from mpviz.ui.dashboard_words import page_css, read_page_file
 from mpviz.ui.layer_figure import LOOKS, SHUFFLED_TIP
 from mpviz.workbench.policy import Policy
+from mpviz.workbench.run_queue import RunQueue
 from mpviz.workbench.serving import Serving
 from mpviz.workbench.visits import Visits
 
@@ -62,6 +63,7 @@ def app(
     page.add_variable("resets", RESETS)
     page.add_variable("with_report", report is not None)
     page.add_variable("with_compare", compare)
+    page.add_variable("run_key", visit.key if visits.runs is not None else "")
     page.add_variable("restricted", visits.policy.restricted)
     page.add_variable("upload_key", "" if visits.limits.upload is None else visit.key)
     page.add_variable("upload_js", read_page_file("_upload.js"))
@@ -98,6 +100,7 @@ def serve(
     report: Report | None = None,
     grids: Sequence[str | Path] = (),
     serving: Serving | None = None,
+    runs: str | Path = "runs",
 ) -> bool:
     """Serve the dashboard until interrupted or terminated; then jobs are cancelled, and True says that all have ended.
 
@@ -105,6 +108,7 @@ def serve(
     address: the network interface; "localhost" keeps others out. websocket_origin: host:port under which browsers may
     reach the page, when that is another than address and port, as behind a proxy.
     grids: folders of `mpviz run` for the page that compares methods, beside the grids that come with mpviz.
+    runs: the folder of the queue of runs; what it holds goes on when the dashboard is served again.
     serving: who may come in, open what, and how much; where the address is reached from elsewhere, visitors open what
     comes with mpviz and what the server was started with, unless it says otherwise.
     Raises MpvizError when the port is taken, or for what `serving` names and is not there.
@@ -114,6 +118,7 @@ def serve(
     visits = Visits(serving.policy(address, model, data, folder), serving.limits)
     given = [websocket_origin] if isinstance(websocket_origin, str) else list(websocket_origin or ())
     port = _free_port(address, port)
+    visits.runs = RunQueue(runs, ends_runs=True, may_start=visits.room)
 
     def page() -> pn.Template:  # panel takes functions, a partial it would print
         return app(model, data, folder, report, compare=True, visits=visits)
@@ -152,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--address", default="localhost")
     parser.add_argument("--show", action="store_true", help="open a browser")
     parser.add_argument("--grid", action="append", dest="grids", default=[], help="folder of a grid; may be repeated")
+    parser.add_argument("--runs", default="runs", help="folder of the queue of runs")
     parser.add_argument("--websocket-origin", action="append", help="host:port of a proxy; may be repeated")
     given: dict[str, Any] = vars(parser.parse_args(arguments))
     try:

@@ -16,6 +16,7 @@ from tornado.web import RequestHandler
 from mpviz.errors import AccessError
 from mpviz.ui import dashboard_doors as doors
 from mpviz.ui.dashboard_pages import BenchPage, ComparePage, PatternsPage
+from mpviz.ui.dashboard_run import run_handlers
 from mpviz.ui.dashboard_upload import Upload
 from mpviz.workbench.jobs import stop_all
 from mpviz.workbench.journal import note, write_json
@@ -70,7 +71,7 @@ def make_server(
         mpviz=house,
         **_logins(serving),
     )
-    _open_doors(server, grids)
+    _open_doors(server, grids, visits)
     return server
 
 
@@ -84,7 +85,7 @@ def _logins(serving: Serving) -> dict[str, Any]:
     return {"cookie_secret": cookie_secret()}
 
 
-def _open_doors(server: Any, grids: Sequence[Path]) -> None:
+def _open_doors(server: Any, grids: Sequence[Path], visits: Visits) -> None:
     """Put our handlers before those of panel: tornado asks what was added later first."""
     tornado = server._tornado  # bokeh names no other way to its application
     context = {"application_context": tornado.applications["/"], "bokeh_websocket_path": "/ws"}
@@ -100,6 +101,8 @@ def _open_doors(server: Any, grids: Sequence[Path]) -> None:
         (r"/upload", Upload, {}),
         (r"/health", doors.Health, {}),
     ]
+    if visits.runs is not None:
+        handlers += run_handlers(visits.runs)
     tornado.add_handlers(r".*", handlers)
 
 
@@ -126,6 +129,8 @@ def run_server(server: Any, visits: Visits, patience: float = PATIENCE) -> bool:
             for visit in visits.all():
                 if visit.end is not None:
                     visit.end()
+            if visits.runs is not None:
+                visits.runs.stop()
             with contextlib.suppress(RuntimeError):
                 server.stop(wait=False)
             over = stop_all(patience)

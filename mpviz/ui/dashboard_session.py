@@ -68,6 +68,7 @@ class Session(Actions):
         self._bridge = parts.Bridge(document, self._paint)
         self._visit.end = self.close
         self._visit.show_error = lambda message: self._bridge.soon(lambda: self._show_error(message))
+        self._visit.plan = self._plan_text
         self._visit.receive = lambda name: self._bridge.soon(lambda: self.open(model=name))
         parts.offer(self.roots, self._visit.gate)
         self._follow_controls()
@@ -180,6 +181,11 @@ class Session(Actions):
         if self.wb is not None:
             return self.wb.job
         return JobStatus() if self._loading is None else self._loading.status
+
+    def _plan_text(self) -> str:
+        if self.wb is None:
+            raise MpvizError("the network of this page is still being loaded; try again in a moment")
+        return self.wb.recipe_text
 
     def close(self) -> None:
         """End the session's background work."""

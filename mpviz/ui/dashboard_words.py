@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mpviz.ui import text
 from mpviz.ui._certificates import why_not
 from mpviz.ui.css import read_shared, variables
+from mpviz.ui.run_words import duration
 from mpviz.ui.theme import THEMES
 
 if TYPE_CHECKING:
@@ -62,17 +63,6 @@ def _amount(value: float, dense: float) -> str:
     if not math.isfinite(value):
         return text.NONE
     return text.count(value) if dense > 1 else text.percent(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(0.4), duration(42), duration(200)
-    ('1 s', '42 s', '3 min 20 s')
-    """
-    whole = max(1, math.ceil(seconds))
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes else f"{whole} s"
 
 
 def status_html(job: JobStatus) -> str:

@@ -70,4 +70,6 @@ def _nav(known: dict[str, str], shown: str, theme: str) -> str:
     other = "light" if theme == "dark" else "dark"
     links = [link(words, name == shown, grid=name, theme=theme) for name, words in known.items()]
     links.append(link(f"{other} colours", grid=shown, theme=other))
-    return f'<nav aria-label="Grids"><a href="./">Workbench</a>{"".join(links)}</nav>'
+    return (
+        f'<nav aria-label="Grids"><a href="./">Workbench</a><a href="./run?theme={theme}">Run</a>{"".join(links)}</nav>'
+    )

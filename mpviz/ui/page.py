@@ -18,16 +18,18 @@ from mpviz.ui import text
 from mpviz.ui.css import read_shared
 from mpviz.ui.theme import FONT, palette
 
-PAGES = (("compare", "Compare methods"), ("patterns", "Patterns"), ("bench", "2:4 benchmark"))
+PAGES = (("run", "Run"), ("compare", "Compare methods"), ("patterns", "Patterns"), ("bench", "2:4 benchmark"))
 
 
-def filled_page(body: str, parts: Mapping[str, str], figures: Any, theme: str) -> str:
+def filled_page(body: str, parts: Mapping[str, str], figures: Any, theme: str, asks: bool = False) -> str:
     """The page whose body is the file `body` of this folder, each {{mark}} replaced by its part: HTML that is safe.
 
-    figures: JSON data for the page's script. Raises MpvizError for an unknown theme.
+    figures: JSON data for the page's script. asks: whether the page may ask the server that it came from; others ask
+    nobody. Raises MpvizError for an unknown theme.
     """
     shared = {
         "theme": theme,
+        "asks": "; connect-src 'self'" if asks else "",
         "colours": _colours(theme),
         "font": FONT,
         "plotly": (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"),

@@ -49,6 +49,15 @@ def escape(text: object) -> str:
     return safe
 
 
+def escape_lines(words: str) -> str:
+    r"""The same of a text of several lines, which stay lines.
+
+    >>> escape_lines("<a>\n  b")
+    '&lt;a&gt;\n  b'
+    """
+    return "\n".join(escape(line) for line in words.split("\n"))
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """A number with three significant digits, without exponents between 1e-4 and 1e6.
 

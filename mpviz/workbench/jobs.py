@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from mpviz.errors import Cancelled, MpvizError
@@ -19,7 +19,28 @@ from mpviz.workbench.views import JobState, JobStatus
 logger = logging.getLogger(__name__)
 OnStatus = Callable[[JobStatus], None]
 _PATIENCE = 10.0  # seconds that the end of the process waits for background work to notice
-_working: WeakSet[Job | Loop] = WeakSet()
+
+
+class Worker(Protocol):
+    """Something that works in the background, and can be asked to stop."""
+
+    def stop(self) -> None:
+        """Stop at the next chance."""
+
+    def join(self, timeout: float) -> None:
+        """Wait for it, so many seconds."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still works."""
+
+
+_working: WeakSet[Worker] = WeakSet()
+
+
+def background(worker: Worker) -> None:
+    """Have it stopped and waited for when the process ends."""
+    _working.add(worker)
 
 
 @atexit.register

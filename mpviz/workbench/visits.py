@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpviz import __version__
-from mpviz.errors import AccessError
+from mpviz.errors import AccessError, MpvizError
 from mpviz.workbench.jobs import Job
 from mpviz.workbench.journal import note, short_id
 from mpviz.workbench.policy import Gate, Policy
 from mpviz.workbench.views import JobStatus
 
 if TYPE_CHECKING:
+    from mpviz.workbench.run_queue import RunQueue
     from mpviz.workbench.state import Workbench
 
 
@@ -41,12 +43,13 @@ class Limits:
 
 
 class Visits:
-    """All sessions of one server. Its methods may be called from any thread."""
+    """All sessions of one server. Its methods may be called from any thread. runs: the queue of all of them."""
 
     def __init__(self, policy: Policy | None = None, limits: Limits | None = None) -> None:
         self.policy, self.limits = policy or Policy(), limits or Limits()
         self._secret, self._started = secrets.token_bytes(32), time.monotonic()
         self._open: dict[str, Visit] = {}
+        self.runs: RunQueue | None = None
         self.coming = 0  # visitors whose session is being made; counted on the server's own thread
         self._lock = threading.Lock()
 
@@ -82,8 +85,15 @@ class Visits:
             return list(self._open.values())
 
     def jobs(self) -> int:
-        """How many background jobs run."""
-        return sum(visit.status.busy for visit in self.all())
+        """How many background jobs run, a run of the queue among them."""
+        busy = sum(visit.status.busy for visit in self.all())
+        with contextlib.suppress(MpvizError):  # a damaged queue says so on its own page
+            busy += self.runs is not None and self.runs.running
+        return busy
+
+    def room(self) -> bool:
+        """Whether one more job may start."""
+        return self.limits.jobs is None or self.jobs() < self.limits.jobs
 
     def full(self) -> str:
         """Why no further session is taken, "" while there is room."""
@@ -105,7 +115,10 @@ class Visits:
 
 @dataclass(eq=False)
 class Visit:
-    """One session on a server. gate: what it may open. status: its last job's. receive: opens what was uploaded."""
+    """One session on a server.
+
+    gate: what it may open. status: its last job's. receive: opens what was uploaded. plan: gives its recipe as TOML.
+    """
 
     visits: Visits
     session: str
@@ -114,6 +127,7 @@ class Visit:
     receive: Callable[[str], None] | None = None
     show_error: Callable[[str], None] | None = None
     end: Callable[[], None] | None = None
+    plan: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.visits.policy)
@@ -149,7 +163,7 @@ class Visit:
     def start(self, job: Callable[[], Any]) -> Any:
         """Start a job. Raises AccessError when the server has as many jobs as it takes."""
         most = self.limits.jobs
-        if most is not None and self.visits.jobs() >= most:
+        if not self.visits.room():
             jobs = "one job" if most == 1 else f"{most} jobs"
             raise AccessError(f"this server runs {jobs} at a time, and others are at work; try again in a minute")
         return job()

@@ -221,7 +221,7 @@ def test_run_writes_its_folder_and_prints_before_and_after(finished):
 def test_run_without_a_recipe_uses_the_default_one(capsys, here, monkeypatch):
     seen = {}
 
-    def fake_run(recipe, out, progress, curve_samples, report):
+    def fake_run(recipe, out, progress, cancelled, curve_samples, report):
         seen.update(recipe=recipe, curve=curve_samples, out=out)
         raise MpvizError("seen enough")
 
@@ -280,7 +280,8 @@ def test_ctrl_c_ends_a_run_with_130_and_nothing_written(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == ""
-    assert err.splitlines()[-1] == "mpviz: stopped; nothing is half-written" and "Traceback" not in err
+    assert re.fullmatch(r"mpviz: the (run|evaluation) was cancelled; nothing was written", err.splitlines()[-1])
+    assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -501,6 +502,8 @@ def test_dashboard_passes_its_arguments_on(served):
                 "a",
                 "--grid",
                 "b/c",
+                "--runs",
+                "r",
             ]
         )
         == 0
@@ -508,6 +511,7 @@ def test_dashboard_passes_its_arguments_on(served):
     reports = [call.pop("report") for call in served]
     plain = {"address": "localhost", "websocket_origin": [], "serving": Serving()}
     assert [{key: call.pop(key) for key in plain} for call in served] == [plain, plain]
+    assert [call.pop("runs") for call in served] == [Path("runs"), Path("r")]
     assert served == [
         {"model": "fashion-vit", "data": "fashion-mnist", "folder": None, "port": 5006, "show": False, "grids": []},
         {

@@ -65,8 +65,8 @@ def test_the_page_is_whole_by_itself_in_both_themes(name: str) -> None:
         assert reader.drawn[figure]["layout"]["paper_bgcolor"] == colours.paper
     assert ("input", {"type": "hidden", "name": "theme", "value": name}) in reader.tags
     links = [str(attributes["href"]) for tag, attributes in reader.tags if tag == "a"]
-    assert links[:3] == ["./", f"./compare?theme={name}", f"./bench?theme={name}"]
-    assert dict(parse_qsl(links[3].removeprefix("?"))) == {
+    assert links[:4] == ["./", *(f"./{page}?theme={name}" for page in ("run", "compare", "bench"))]
+    assert dict(parse_qsl(links[4].removeprefix("?"))) == {
         **MLP,
         "pattern": "2:4",
         "order": "hungarian",
@@ -233,7 +233,8 @@ def test_other_names_are_unknown_and_nothing_else_is_opened(
     known, reader, page = page_of(**asked)
     assert not known and words in reader.all("p") and reader.all("h1") == "No such pattern here"
     assert fetches_nothing(page) and "plotly" not in page and set(opened) <= set(NETWORKS)
-    assert [attributes["href"] for tag, attributes in reader.tags if tag == "a"][:2] == ["./", "./compare?theme=light"]
+    links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
+    assert links[:3] == ["./", "./run?theme=light", "./compare?theme=light"]
 
 
 @pytest.mark.parametrize("key", ["network", "pattern", "order", "layer"])

@@ -13,6 +13,7 @@ from mpviz.ui.widgets.desk import Desk, View
 from mpviz.ui.widgets.law import law_view
 from mpviz.ui.widgets.over_time import evolution_view, limit_view
 from mpviz.ui.widgets.panels import share
+from mpviz.ui.widgets.runs import run_view
 from mpviz.ui.widgets.table import layer_rows, spike_rows
 from mpviz.workbench.state import Workbench
 
@@ -24,6 +25,7 @@ __all__ = [
     "law_view",
     "layer_table_view",
     "limit_view",
+    "run_view",
     "spectrum_view",
     "spike_table_view",
     "strip_view",

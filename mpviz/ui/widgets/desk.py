@@ -42,6 +42,7 @@ class Desk:
         self._hand = threading.local()
         self._said = ""
         self._watcher: Any = None
+        self.closing: list[Callable[[], None]] = []  # what else ends with the panels
         self._thread = threading.Thread(target=self._run, name="mpviz-desk", daemon=True)
         if theme is None:
             self._shelf.observe(self._on_theme, "dark")
@@ -84,6 +85,8 @@ class Desk:
 
     def close(self) -> None:
         """Stop following."""
+        for end in self.closing:
+            end()
         if self._watcher is not None:
             self.workbench.param.unwatch(self._watcher)
             self._watcher = None

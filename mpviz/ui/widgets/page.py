@@ -55,6 +55,13 @@ _RULES = """
 .mpviz p.theorem.estimate { border-left-style: dotted; }
 .mpviz .theorem .quiet { color: %(muted)s; font-size: 11px; }
 .mpviz .formula { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, monospace; font-size: 11px; }
+.mpviz .mpviz-follow { overflow: auto; display: flex; flex-direction: column-reverse; background: var(--quiet-solid);
+  border-radius: 4px; }
+.mpviz .mpviz-log { margin: 0; padding: 4px 8px; color: %(ink)s; background: none; white-space: pre;
+  font: 11px/1.4 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
+.mpviz .mpviz-follow .mpviz-log { flex: none; overflow: visible; }
+.mpviz summary { cursor: pointer; }
+.mpviz details .mpviz-log { max-height: 150px; overflow: auto; background: var(--quiet-solid); }
 .mpviz table.mpviz-old { opacity: 0.55; }
 .mpviz table.mpviz-table th:first-child { text-align: left; padding-left: 0; }
 """
