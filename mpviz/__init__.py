@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from mpviz.rmt.law import MarchenkoPastur
     from mpviz.train.any_method import prune_model
     from mpviz.train.distill import distill
-    from mpviz.workbench.panels import RunPanel
+    from mpviz.workbench.panels import (
+        BenchmarkPanel,
+        BudgetPanel,
+        CertificatePanel,
+        ComparePanel,
+        RunPanel,
+        SpectrumExplorer,
+    )
     from mpviz.workbench.run_queue import RunQueue
     from mpviz.workbench.state import Workbench
 
@@ -73,8 +80,13 @@ __all__ = [
     "run_projection",
     # the screen
     "Workbench",
+    "SpectrumExplorer",
+    "BudgetPanel",
+    "CertificatePanel",
     "RunQueue",
     "RunPanel",
+    "BenchmarkPanel",
+    "ComparePanel",
     # what all errors have in common
     "MpvizError",
 ]
@@ -105,6 +117,11 @@ _HOMES = {
     "run_projection": "mpviz.projecting",
     "run_grid": "mpviz.grid",
     "RunPanel": "mpviz.workbench.panels",
+    "SpectrumExplorer": "mpviz.workbench.panels",
+    "BudgetPanel": "mpviz.workbench.panels",
+    "CertificatePanel": "mpviz.workbench.panels",
+    "BenchmarkPanel": "mpviz.workbench.panels",
+    "ComparePanel": "mpviz.workbench.panels",
     "RunQueue": "mpviz.workbench.run_queue",
     "Workbench": "mpviz.workbench.state",
     "MpvizError": "mpviz.errors",

@@ -90,11 +90,11 @@ def _page(
             drawn["layers"] = layers_figure(shapes, theme)
         if table["median_ms"].notna().any():
             drawn["throughput"] = throughput_figure(table, theme)
-        ratios, drawn["steps"] = _steps(shown, theme)
+        ratios, drawn["steps"] = steps_of(shown, theme)
         parts |= {
             "no_layers": "" if len(shapes) else "hidden",
-            "form": choice_form(choices, asked), "about": _about(shown), "table": _table(cells, theme),
-            "run": text.escape(asked["run"]), "ratios": ratios, "limit": _limit(shown, theme),
+            "form": choice_form(choices, asked), "about": _about(shown), "table": endpoints_table(cells, theme),
+            "run": text.escape(asked["run"]), "ratios": ratios, "limit": limit_words(shown, theme),
         }  # fmt: skip
     return filled_page("bench.html", parts, drawn, theme)
 
@@ -125,7 +125,7 @@ def _about(cell: Cell) -> str:
     return text.escape(f"Timed on {', '.join(words)}. Images {size}. {cell.weights[:1].upper()}{cell.weights[1:]}.")
 
 
-def _table(cells: list[Cell], theme: str) -> str:
+def endpoints_table(cells: list[Cell], theme: str) -> str:
     """All endpoints of all runs: medians with quartiles, or the reason why there is none.
 
     Memory and energy have columns where any of them was told, which a CPU does not.
@@ -148,7 +148,7 @@ def _table(cells: list[Cell], theme: str) -> str:
     return tables.html_table(head, rows, theme)
 
 
-def _steps(cell: Cell, theme: str) -> tuple[str, Any]:
+def steps_of(cell: Cell, theme: str) -> tuple[str, Any]:
     """Ratios in sentences with their chip, and the figure of the steps; a reason instead where there is none."""
     try:
         way = route(cell)
@@ -165,7 +165,7 @@ def _steps(cell: Cell, theme: str) -> tuple[str, Any]:
     return "".join(said), steps_figure(way, theme)
 
 
-def _limit(cell: Cell, theme: str) -> str:
+def limit_words(cell: Cell, theme: str) -> str:
     """What 2:4 saves, and whether any was timed."""
     gain = two_four_gain(cell)
     share = text.percent(2 * (1 - 1 / cell.limit))  # 1 / limit = 1 − share + share / 2

@@ -166,7 +166,7 @@ def comparison_html(
         "remark": text.escape(remark),
         "title": text.escape(title),
         "measured": tables.chip("measured", theme),
-        "table": _table_html(metrics, theme),
+        "table": comparison_table_html(metrics, theme),
         "paper": paper_tables(set(metrics["sparsity"]), set(metrics["phase"]), theme),
         "about": tables.html_table(("", ""), [[text.escape(k), text.escape(v)] for k, v in about.items()], theme),
         "footer": footer(when or datetime.now().astimezone()),
@@ -174,7 +174,8 @@ def comparison_html(
     return filled_page("comparison.html", parts, drawn, theme)
 
 
-def _table_html(metrics: pd.DataFrame, theme: str) -> str:
+def comparison_table_html(metrics: pd.DataFrame, theme: str) -> str:
+    """The table of `comparison_table` as HTML, mean ± spread; a row a phase, method and sparsity."""
     table = comparison_table(metrics)
 
     def spread(row: pd.Series, name: str, scale: float) -> str:

@@ -62,10 +62,11 @@ SAYS = {
         1: r"distilling on[\s\S]*learning_rate",
         2: r"dense 90\.59%, 95% removed \d\d\.\d\d%, trained again 8\d\.\d\d%",
         3: r"selection_epochs[\s\S]*0\.95",
+        4: r"widget-view",
         5: r"largest[\s\S]*dense[\s\S]*hybrid",
         6: r"hybrid, 95% removed: \d\d\.\d\d% on 10000 test images",
         7: r"SparseGPT",
-        8: r"hybrid, mended[\s\S]*plotly",
+        8: r"hybrid, mended[\s\S]*widget-view",
         9: r"theirs[\s\S]*71\.64",
     },
     "05-structured-patterns": {
@@ -101,6 +102,7 @@ SAYS = {
         7: r"plotly[\s\S]*plotly",
         8: r"\d+ committed cells",
         9: r"dense im2col[\s\S]*2\.705",
+        10: r"widget-view",
     },
     "08-your-own-model": {
         1: r"340 images, the first is photos/train/bag/",

@@ -7,7 +7,9 @@ spectrum_view(wb)                    # one panel of it, on the same state
 from __future__ import annotations
 
 from mpviz.ui.widgets import panels as parts
+from mpviz.ui.widgets.benchmark import benchmark_view
 from mpviz.ui.widgets.certificate import certificate_view
+from mpviz.ui.widgets.compare import compare_view
 from mpviz.ui.widgets.controls import sparsity_slider
 from mpviz.ui.widgets.desk import Desk, View
 from mpviz.ui.widgets.law import law_view
@@ -18,10 +20,13 @@ from mpviz.ui.widgets.table import layer_rows, spike_rows
 from mpviz.workbench.state import Workbench
 
 __all__ = [
+    "benchmark_view",
     "budget_view",
     "certificate_view",
+    "compare_view",
     "coverage_view",
     "evolution_view",
+    "explorer_view",
     "law_view",
     "layer_table_view",
     "limit_view",
@@ -50,6 +55,12 @@ def strip_view(wb: Workbench, theme: str | None = None) -> View:
     """The whole model, a cell a layer; a click selects."""
     desk = Desk(wb, theme)
     return parts.view(desk, [parts.strip(desk, 190)])
+
+
+def explorer_view(wb: Workbench, theme: str | None = None) -> View:
+    """The whole model, a cell a layer, over the spectrum of the layer in view."""
+    desk = Desk(wb, theme)
+    return parts.view(desk, [parts.strip(desk, 150), parts.spectrum(desk, 390)])
 
 
 def spectrum_view(wb: Workbench, theme: str | None = None) -> View:
