@@ -141,7 +141,7 @@ def _coverage(curve: CurveView | None, note: str) -> str:
     words = "Certified: margin > 2η, so that the label cannot have changed. Unchanged: it is in fact the same."
     return (
         f'<h2>How much can go</h2>\n<p class="quiet">{text.escape(f"{words} {note}")}</p>\n'
-        '<div id="coverage" class="figure" role="img" aria-label="Coverage against sparsity"></div>'
+        '<div id="coverage" class="figure" role="figure" aria-label="Coverage against sparsity"></div>'
     )
 
 

@@ -20,7 +20,7 @@ def variables(colours: Palette) -> str:
         "font": FONT,
         "quiet": faint(colours.grid, 0.45),
         "quiet-solid": blend(colours.grid, colours.paper, 0.45),
-        "chosen": blend(colours.measured.fill, colours.paper, 0.16),
+        "chosen": blend(colours.measured.fill, colours.paper, 0.1),  # each text colour keeps 4.5 on it
     }
     for part in fields(colours):
         value = getattr(colours, part.name)

@@ -23,6 +23,10 @@
     const named = group && group.children.length > 1 ? group : control;
     if (named === group) group.setAttribute("role", "group");
     named.setAttribute("aria-label", field.dataset.label);
+    for (const [way, words] of [["up", "more"], ["down", "fewer"]]) { // of a number: bokeh draws them without a word
+      const step = control.getRootNode().querySelector(`.bk-spin-btn-${way}`);
+      step?.setAttribute("aria-label", `${words} ${field.dataset.label}`);
+    }
   };
   // A control that is disabled while something loads loses the focus; it gets it back, unless another one has it by then.
   let last = null;

@@ -52,7 +52,7 @@ def comparison_html(table: pd.DataFrame | None, caption: str = "", current: bool
         f"<td>{_amount(dense, dense)}</td><td>{_amount(pruned, dense)}</td></tr>"
         for quantity, dense, pruned, tier in zip(*columns, strict=True)
     )
-    head = "<tr><th></th><th scope='col'>dense</th><th scope='col'>pruned</th></tr>"
+    head = "<tr><td></td><th scope='col'>dense</th><th scope='col'>pruned</th></tr>"
     said = f"<p class='quiet' role='status'>{caption}</p>" if caption else ""
     old = "" if current else " class='old'"
     return f"{said}<table{old}><thead>{head}</thead><tbody>{body}</tbody></table>"

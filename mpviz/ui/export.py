@@ -58,7 +58,8 @@ def figure_html(figure: Json, title: str = "mpviz") -> str:
         {**figure, "layout": layout}, config=dict(CONFIG), include_plotlyjs=True, full_html=True, validate=False,
         auto_play=False,
     )  # fmt: skip
-    return page.replace("<head>", f"<head><title>{text.escape(title)}</title>", 1)
+    head = f'<html lang="en"><head><title>{text.escape(title)}</title>'
+    return re.sub(r"<html>\s*<head>", lambda _: head, page, count=1)
 
 
 def table_csv(table: pd.DataFrame) -> bytes:

@@ -68,7 +68,8 @@ def html_table(headers: Sequence[str], rows: Sequence[Sequence[str]], theme: str
     colours = palette(theme)
     side = ["left"] + ["right"] * (len(headers) - 1)
     head = "".join(
-        f'<th style="text-align:{s};padding:3px 10px;color:{colours.muted};font-weight:500">{text.escape(h)}</th>'
+        f'<{"th" if h else "td"} style="text-align:{s};padding:3px 10px;color:{colours.muted};font-weight:500">'
+        f"{text.escape(h)}</{'th' if h else 'td'}>"  # a heading without words is none
         for s, h in zip(side, headers, strict=True)
     )
     body = []

@@ -16,6 +16,7 @@ import pytest
 
 from mpviz.benchmark.ledger import write_cell
 from mpviz.ui import theme
+from tests.browser.axe import grave
 from tests.ui.bench_cells import committed
 
 if TYPE_CHECKING:
@@ -627,6 +628,7 @@ def test_samples_have_pictures_and_tiers_have_words_and_switches(dashboard: Page
     row = dashboard.locator(".card.budgets tbody tr").filter(has=dashboard.locator("img"))
     row.first.wait_for()
     assert row.first.locator("img").evaluate("image => image.naturalWidth") == 28
+    assert grave(dashboard, "tiers and samples", "main") == []
     number = row.nth(1).locator("th").inner_text()
     row.nth(1).click()
     card.get_by_text(f"sample {number}", exact=True).wait_for()
