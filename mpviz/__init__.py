@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mpviz.prune.masks import apply_masks, magnitude_masks
     from mpviz.rmt.fit import fit_bulk
     from mpviz.rmt.law import MarchenkoPastur
+    from mpviz.sweeping import sweep
     from mpviz.train.any_method import prune_model
     from mpviz.train.distill import distill
     from mpviz.workbench.panels import (
@@ -78,6 +79,7 @@ __all__ = [
     "run",
     "run_grid",
     "run_projection",
+    "sweep",
     # the screen
     "Workbench",
     "SpectrumExplorer",
@@ -123,6 +125,7 @@ _HOMES = {
     "BenchmarkPanel": "mpviz.workbench.panels",
     "ComparePanel": "mpviz.workbench.panels",
     "RunQueue": "mpviz.workbench.run_queue",
+    "sweep": "mpviz.sweeping",
     "Workbench": "mpviz.workbench.state",
     "MpvizError": "mpviz.errors",
 }

@@ -15,6 +15,7 @@ from mpviz import __version__
 from mpviz.cli_bench import add_bench
 from mpviz.cli_run import add_run, add_settings, add_theme
 from mpviz.cli_serve import add_dashboard
+from mpviz.cli_sweep import add_sweep
 from mpviz.errors import Cancelled, CheckpointError, MpvizError
 from mpviz.terminal import ProgressLine, change_lines, layer_lines
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mpviz {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     before = (_add_analyze, _add_compare, add_run, _add_recipe, _add_recipes)
-    for add in (*before, add_bench, add_dashboard, _add_report):
+    for add in (*before, add_sweep, add_bench, add_dashboard, _add_report):
         add(commands)
     return parser
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpviz.errors import Cancelled, MpvizError
-from mpviz.terminal import ProgressLine, TimedLines, columns
+from mpviz.terminal import ProgressLine, TimedLines, columns, stoppable
 
 if TYPE_CHECKING:
     from mpviz.recipe import Recipe
-    from mpviz.workbench.run_status import StatusFile
+    from mpviz.run_status import StatusFile
 
 Asked = Callable[[], bool]
 Tell = Callable[[float, str], None]
@@ -75,12 +73,17 @@ def _count(words: str) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run a recipe, write its folder and print before and after."""
-    with _stoppable() as asked:
+    from mpviz.train.processes import launched
+
+    with stoppable() as asked:
+        if launched()[0] > 0:  # of processes launched together the first one speaks
+            _run(arguments, lambda *_: None, lambda: None, asked, speak=False)
+            return
         if arguments.status is None:
             line = ProgressLine()
             _run(arguments, line.show, line.clear, asked)
             return
-        from mpviz.workbench.run_status import StatusFile
+        from mpviz.run_status import StatusFile
 
         status, lines = StatusFile(arguments.status), TimedLines()
 
@@ -93,7 +96,9 @@ def run(arguments: argparse.Namespace) -> None:
             status.end("done", "done")
 
 
-def _run(arguments: argparse.Namespace, tell: Tell, clear: Callable[[], None], asked: Asked) -> None:
+def _run(
+    arguments: argparse.Namespace, tell: Tell, clear: Callable[[], None], asked: Asked, speak: bool = True
+) -> None:
     from mpviz.recipe import Recipe, read_recipe, with_settings
 
     given = arguments.recipe
@@ -107,7 +112,8 @@ def _run(arguments: argparse.Namespace, tell: Tell, clear: Callable[[], None], a
         raise Cancelled(str(error) if ";" in str(error) else f"{error}; {kept}") from error
     finally:
         clear()
-    say()
+    if speak:
+        say()
 
 
 def _run_plan(
@@ -166,30 +172,6 @@ def _run_projection(
         print(f"\n{folder / 'report.html'}\n{folder / 'projected.safetensors'}")
 
     return say
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[Asked]:
-    """Ctrl-C and SIGTERM ask the run to stop at its next step, where it keeps a checkpoint; a second one ends it."""
-    told: list[int] = []
-
-    def ask(number: int, _: Any) -> None:
-        told.append(number)
-        if len(told) > 1:
-            raise KeyboardInterrupt
-        line = b"\n" if sys.stderr.isatty() else b""  # where a progress line stands
-        # print could be at work on the same stream just now
-        os.write(2, line + b"mpviz: stopping at the next step; once more stops at once\n")
-
-    before: dict[signal.Signals, Any] = {}
-    with contextlib.suppress(ValueError):  # not the main thread: who started it decides
-        for one in (signal.SIGINT, signal.SIGTERM):
-            before[one] = signal.signal(one, ask)
-    try:
-        yield lambda: bool(told)
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,9 @@ def add_dashboard(commands: Any) -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the queue of runs; default runs"
     )
+    parser.add_argument(
+        "--sweep", action="append", type=Path, default=[], metavar="DIR", help="folder of a sweep to follow; repeatable"
+    )
     parser.add_argument("--port", type=int, default=5006, help="default 5006; 0 takes any free one")
     parser.add_argument("--show", action="store_true", help="open a browser")
     parser.add_argument("--address", default="localhost", help="default localhost; 0.0.0.0 lets other machines in")
@@ -116,6 +119,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         grids=arguments.grid,
         runs=arguments.runs,
         serving=serving,
+        sweeps=arguments.sweep,
     )
     if over is False:  # a thread that is inside torch when the interpreter goes would abort the process
         logging.shutdown()

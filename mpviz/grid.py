@@ -83,10 +83,11 @@ class _Grid:
                     cancelled=self.cancelled, **self.recovery,
                 ).model  # fmt: skip
                 phases["recovered"] = self.numbers(network)
-            save(
-                place / f"stage-{sparsity:.4f}.safetensors", network, found.masks, recipe=self.recipe.to_dict(),
-                results=phases,
-            )  # fmt: skip
+            if self.folder.writes:
+                save(
+                    place / f"stage-{sparsity:.4f}.safetensors", network, found.masks, recipe=self.recipe.to_dict(),
+                    results=phases,
+                )  # fmt: skip
             self.folder.keep(method, seed, sparsity, found.masks, phases, log_rows(found.log))
             tell((number + 1) / len(sparsities), f"{100 * sparsity:.0f} %")
 
@@ -151,7 +152,7 @@ def run_grid(
     "measured", CheckpointError when `out` holds another recipe's cells, and the errors of pruning and training;
     Cancelled when asked to stop.
     """
-    recipe = _checked_grid(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
+    recipe = checked_grid(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
     folder = GridFolder(Path(out))
     folder.check(recipe)
     model = dense_model(recipe)
@@ -175,7 +176,8 @@ def run_grid(
     return result
 
 
-def _checked_grid(recipe: Recipe) -> Recipe:
+def checked_grid(recipe: Recipe) -> Recipe:
+    """The recipe of a grid. Raises RecipeError for what `run_grid` refuses before it loads anything."""
     known = (*METHODS, *STEPPED)
     for method in recipe.grid.methods:
         if method not in known:

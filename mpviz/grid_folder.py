@@ -19,6 +19,7 @@ from mpviz.files import Writer, write_text, write_together
 from mpviz.grid_results import GridResult, environment, read_grid
 from mpviz.recipe import Recipe
 from mpviz.run_results import check_folder, recipe_there, refuse_other_kinds, refuse_other_recipes, text_writer
+from mpviz.train.processes import all_there, launched
 
 FAILED = "failed.json"
 FREE = ("methods", "seeds", "sparsities")  # of a recipe's grid: a run may be taken up with more of them
@@ -32,6 +33,7 @@ class GridFolder:
     roles: Mapping[str, str] = field(default_factory=dict)  # of the layers
     started: float = field(default_factory=time.monotonic)
     before: float = 0.0  # seconds that earlier calls took
+    writes: bool = field(default_factory=lambda: launched()[0] == 0)  # of processes launched together the first
 
     def __post_init__(self) -> None:
         check_folder(self.place)
@@ -55,6 +57,11 @@ class GridFolder:
 
     def claim(self, recipe: Recipe) -> None:
         """Write recipe and environment, so that the grid can be looked at while it runs."""
+        while not self.writes:  # the first of several processes tidies up before the others leave anything here
+            with contextlib.suppress(CheckpointError):
+                if recipe_there(self.place) == recipe:
+                    return
+            time.sleep(0.1)
         kept = self._kept()
         if not (self.place / "recipe.toml").exists() or recipe_there(self.place) != recipe:
             for folder in self.place.glob("cells/*"):
@@ -97,19 +104,23 @@ class GridFolder:
     def note(self, path: Path, values: Any) -> None:
         """Write JSON atomically. Raises CheckpointError."""
         try:
-            write_text(path, json.dumps(values, indent=1) + "\n")
+            if self.writes:
+                write_text(path, json.dumps(values, indent=1) + "\n")
         except OSError as error:
             raise CheckpointError(f"cannot write {path} ({error}); earlier cells are as they were") from error
 
     def tidy(self, place: Path, sparsity: float) -> None:
         """Take away what only an unfinished cell needs: checkpoints with the optimiser; the cell's own one stays."""
         notes = (place / f"pruned-{sparsity:.4f}.json", place / f"selected-{sparsity:.4f}.safetensors")
-        for old in (*place.glob(f"recovery-{sparsity:.4f}/*.safetensors"), *notes):
+        for old in () if not self.writes else (*place.glob(f"recovery-{sparsity:.4f}/*.safetensors"), *notes):
             old.unlink(missing_ok=True)
 
     def finish(self, recipe: Recipe, report: Callable[[GridResult], str] | None) -> GridResult:
         """Read all cells and write their tables, and the report where there is one."""
+        all_there()  # the first has kept its last cell
         result = read_grid(self.place, recipe, json.loads(self._environment()))
+        if not self.writes:
+            return result
         texts = {"environment.json": self._environment()} | ({} if report is None else {"report.html": report(result)})
         tables = {"metrics.csv": result.metrics, "layers.csv": result.layers, "log.csv": result.log}
         texts |= {name: table.to_csv(index=False) for name, table in tables.items()}
@@ -126,7 +137,8 @@ class GridFolder:
 
     def _write(self, files: Mapping[str, Writer]) -> None:
         try:
-            write_together(self.place, files)
+            if self.writes:
+                write_together(self.place, files)
         except OSError as error:
             raise CheckpointError(f"cannot write into {self.place} ({error}); finished cells are kept") from error
 

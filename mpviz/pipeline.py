@@ -30,6 +30,7 @@ from mpviz.recipe import BudgetPlan, Recipe, checked, read_recipe
 from mpviz.recipe_parts import dense_model, recovery_options, training_split
 from mpviz.run_results import Recovered, RunResult, run_folder, write_run
 from mpviz.train.distill import distill
+from mpviz.train.processes import launched
 
 Progress = Callable[[float, str], None]
 Stop = Callable[[], bool]
@@ -180,12 +181,12 @@ def run(
     pruned network is then trained on the training split, the dense one its teacher, and measured again; the checkpoint
     holds the last network. The files appear together when the run is complete; before that `out` holds the checkpoints
     of an unfinished training alone, from which a call with the same recipe goes on. A finished run makes way for the
-    same recipe only. curve_samples: measure the coverage curve too, on so many images of the split. report: makes
-    report.html of the result.
+    same recipe only. Of processes that were launched together the first one writes. curve_samples: measure the coverage
+    curve too, on so many images of the split. report: makes report.html of the result.
     Raises RecipeError, ModelError, DataError, BudgetError, TrainingError or CheckpointError (such as for a folder that
     holds the run of another recipe), each naming what is wrong, and Cancelled when asked to stop.
     """
-    recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
+    recipe = checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
     folder = run_folder(out, "pruned.safetensors", recipe)
     training = None if folder is None else folder / "recovery"  # until the run is complete
 
@@ -201,7 +202,7 @@ def run(
     if recipe.recover.epochs:  # distill itself looks whether to stop, and keeps a checkpoint first
         result = _recover(result, model, samples, train, training, _between(progress, 0.2, 0.95), cancelled)
     result = replace(result, environment=environment() | {"seconds": round(time.monotonic() - started, 1)})
-    if folder is not None and training is not None:
+    if folder is not None and training is not None and launched()[0] == 0:
         tell(0.95, f"writing {folder}")
         result = write_run(result, folder, None if report is None else {"report.html": report(result)})
         if recipe.recover.epochs:
@@ -288,7 +289,8 @@ def _row(recipe: Recipe, phase: str, found: Measured, budgets: pd.DataFrame) -> 
     return head | dict(found.numbers) | {"removed": int(budgets["removed"].sum()), "restored": 0}
 
 
-def _checked_plan(recipe: Recipe) -> Recipe:
+def checked_plan(recipe: Recipe) -> Recipe:
+    """The recipe of one plan. Raises RecipeError for what `run` refuses before it loads anything."""
     for tier in recipe.certify.tiers:
         if tier not in TIERS:
             raise RecipeError(f"recipe key 'certify.tiers' names the unknown tier '{tier}'; {nearest(tier, TIERS)}")

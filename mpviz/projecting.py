@@ -40,6 +40,7 @@ from mpviz.run_results import check_folder, run_folder, text_writer
 from mpviz.structured import restore_certificates
 from mpviz.train.any_method import prune_model
 from mpviz.train.distill import distill
+from mpviz.train.processes import launched
 
 Progress = Callable[[float, str], None]
 Stop = Callable[[], bool]
@@ -89,7 +90,7 @@ def run_projection(
     Raises RecipeError, ModelError, DataError, PatternError, BudgetError, TrainingError or CheckpointError, each naming
     what is wrong, and Cancelled when asked to stop.
     """
-    recipe = _checked_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
+    recipe = checked_projection(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
     folder = run_folder(out, "projected.safetensors", recipe)
     tell = progress or (lambda share, words: None)
     tell(0.0, "loading the model")
@@ -102,7 +103,7 @@ def run_projection(
     data = load_data(recipe.data.name, recipe.data.folder or None, model)
     run = _Run(recipe, model, data, folder, tell, cancelled)
     result = run.result()
-    if folder is not None:
+    if folder is not None and launched()[0] == 0:
         tell(0.98, f"writing {folder}")
         result = write_projection(result, folder, None if report is None else report(result))
         own = {"source": recipe.project.source in STEPPED, "recovery": recipe.recover.epochs > 0}
@@ -112,7 +113,8 @@ def run_projection(
     return result
 
 
-def _checked_plan(recipe: Recipe) -> Recipe:
+def checked_projection(recipe: Recipe) -> Recipe:
+    """The recipe of a projection. Raises RecipeError for what `run_projection` refuses before it loads anything."""
     recipe = checked(recipe)
     plan = recipe.project
     if not plan.pattern:

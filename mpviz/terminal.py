@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from mpviz.benchmark.ledger import BenchReport
     from mpviz.nets.macs import Macs
     from mpviz.paper import PaperRow
+    from mpviz.sweep_folder import SweepState
 
 
 def layer_lines(table: pd.DataFrame) -> str:
@@ -142,6 +146,17 @@ def bench_lines(report: BenchReport) -> str:
     return "\n".join(lines)
 
 
+def sweep_lines(state: SweepState) -> str:
+    """How the runs of a sweep stand, for a terminal."""
+    from mpviz.ui.sweep_page import accuracy_words
+
+    rows = [
+        (run.name, run.state, f"{100 * run.progress:.0f} %", accuracy_words(run), run.message) for run in state.runs
+    ]
+    counts = ", ".join(f"{count} {name}" for name, count in state.counts.items())
+    return f"{columns(('run', 'state', '', 'accuracy', ''), rows, left=(0, 1, 4))}\n\n{counts} · {state.folder}"
+
+
 class ProgressLine:
     """One line on stderr that overwrites itself on a terminal; elsewhere a line for each tenth of the work."""
 
@@ -186,3 +201,27 @@ class TimedLines:
         if self._last:
             print(self._last, file=sys.stderr, flush=True)
         self._last, self._printed = "", time.monotonic()
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask the run to stop at its next step, where it keeps a checkpoint; a second one ends it."""
+    told: list[int] = []
+
+    def ask(number: int, _: Any) -> None:
+        told.append(number)
+        if len(told) > 1:
+            raise KeyboardInterrupt
+        line = b"\n" if sys.stderr.isatty() else b""  # where a progress line stands
+        # print could be at work on the same stream just now
+        os.write(2, line + b"mpviz: stopping at the next step; once more stops at once\n")
+
+    before: dict[signal.Signals, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: who started it decides
+        for one in (signal.SIGINT, signal.SIGTERM):
+            before[one] = signal.signal(one, ask)
+    try:
+        yield lambda: bool(told)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -84,6 +84,12 @@ def launched() -> tuple[int, int]:
     return (int(os.environ.get("RANK", "0")) if world > 1 else 0), world
 
 
+def all_there() -> None:
+    """Wait until all processes that train together have come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def seed_everything(seed: int, rank: int) -> None:
     """Set the global generators; each process has its own, for dropout and its kin."""
     number = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])

@@ -101,6 +101,7 @@ def serve(
     grids: Sequence[str | Path] = (),
     serving: Serving | None = None,
     runs: str | Path = "runs",
+    sweeps: Sequence[str | Path] = (),
 ) -> bool:
     """Serve the dashboard until interrupted or terminated; then jobs are cancelled, and True says that all have ended.
 
@@ -109,6 +110,7 @@ def serve(
     reach the page, when that is another than address and port, as behind a proxy.
     grids: folders of `mpviz run` for the page that compares methods, beside the grids that come with mpviz.
     runs: the folder of the queue of runs; what it holds goes on when the dashboard is served again.
+    sweeps: folders of `mpviz sweep` for the page that follows them.
     serving: who may come in, open what, and how much; where the address is reached from elsewhere, visitors open what
     comes with mpviz and what the server was started with, unless it says otherwise.
     Raises MpvizError when the port is taken, or for what `serving` names and is not there.
@@ -123,7 +125,8 @@ def serve(
     def page() -> pn.Template:  # panel takes functions, a partial it would print
         return app(model, data, folder, report, compare=True, visits=visits)
 
-    server = make_server(page, [Path(grid) for grid in grids], port, address, given, serving, visits)
+    own, followed = [Path(grid) for grid in grids], [Path(folder) for folder in sweeps]
+    server = make_server(page, own, port, address, given, serving, visits, followed)
     threading.Thread(target=_warm_up, name="mpviz-warm-up", daemon=True).start()
     print(f"mpviz dashboard: http://{address}:{port} (Ctrl+C ends it)", flush=True)
     if show:

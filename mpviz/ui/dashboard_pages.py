@@ -9,6 +9,9 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.web import RequestHandler
 
+from mpviz.ui.page import named_folders
+from mpviz.ui.sweep_page import Sweeps, sweep_page
+
 
 def _page(folders: Sequence[Path], asked: str | None, theme: str) -> tuple[bool, str]:
     from mpviz.ui.grid_page import compare_page  # torch comes with it, and the first page must not wait for that
@@ -26,6 +29,11 @@ def _bench(asked: dict[str, str]) -> tuple[bool, str]:
     from mpviz.ui.bench_page import bench_page
 
     return bench_page(asked)
+
+
+def _sweep(folders: Sequence[Path], sweeps: Sweeps, asked: dict[str, str]) -> tuple[bool, str]:
+    grids = named_folders([*folders, *sweeps.grids()])
+    return sweep_page(sweeps, asked, {folder.resolve(): name for name, folder in grids.items()})
 
 
 class _Page(RequestHandler):
@@ -63,11 +71,23 @@ class PatternsPage(_Page):
 class ComparePage(_Page):
     """``/compare?grid=…&theme=…``: methods side by side, of the given folders and of the grids that come with mpviz."""
 
-    def initialize(self, folders: Sequence[Path]) -> None:
+    def initialize(self, folders: Sequence[Path], sweeps: Sweeps) -> None:
         """Take what the server was started with."""
-        self.folders = folders
+        self.folders, self.sweeps = folders, sweeps
 
     async def get(self) -> None:
         """Answer with the page."""
         asked = self.get_query_argument("grid", None), self.get_query_argument("theme", "light")
-        await self.answer(_page, self.folders, *asked)
+        await self.answer(_page, [*self.folders, *self.sweeps.grids()], *asked)
+
+
+class SweepPage(_Page):
+    """``/sweep?folder=…&report=…&theme=…``: how the runs of a sweep stand, and their reports."""
+
+    def initialize(self, folders: Sequence[Path], sweeps: Sweeps) -> None:
+        """Take what the server was started with."""
+        self.folders, self.sweeps = folders, sweeps
+
+    async def get(self) -> None:
+        """Answer with the page."""
+        await self.answer(_sweep, self.folders, self.sweeps, self.asked("folder", "report", "theme"))

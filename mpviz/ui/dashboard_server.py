@@ -15,9 +15,10 @@ from tornado.web import RequestHandler
 
 from mpviz.errors import AccessError
 from mpviz.ui import dashboard_doors as doors
-from mpviz.ui.dashboard_pages import BenchPage, ComparePage, PatternsPage
+from mpviz.ui.dashboard_pages import BenchPage, ComparePage, PatternsPage, SweepPage
 from mpviz.ui.dashboard_run import run_handlers
 from mpviz.ui.dashboard_upload import Upload
+from mpviz.ui.sweep_page import Sweeps
 from mpviz.workbench.jobs import stop_all
 from mpviz.workbench.journal import note, write_json
 from mpviz.workbench.serving import Serving, cookie_secret
@@ -39,6 +40,7 @@ def make_server(
     origins: Sequence[str],
     serving: Serving,
     visits: Visits,
+    sweeps: Sequence[Path] = (),
 ) -> Any:
     """A panel server with all pages behind its doors; not yet started. origins: host:port, beside its own address.
 
@@ -71,7 +73,7 @@ def make_server(
         mpviz=house,
         **_logins(serving),
     )
-    _open_doors(server, grids, visits)
+    _open_doors(server, list(grids), Sweeps(sweeps, visits.policy), visits)
     return server
 
 
@@ -85,7 +87,7 @@ def _logins(serving: Serving) -> dict[str, Any]:
     return {"cookie_secret": cookie_secret()}
 
 
-def _open_doors(server: Any, grids: Sequence[Path], visits: Visits) -> None:
+def _open_doors(server: Any, grids: Sequence[Path], sweeps: Sweeps, visits: Visits) -> None:
     """Put our handlers before those of panel: tornado asks what was added later first."""
     tornado = server._tornado  # bokeh names no other way to its application
     context = {"application_context": tornado.applications["/"], "bokeh_websocket_path": "/ws"}
@@ -95,7 +97,8 @@ def _open_doors(server: Any, grids: Sequence[Path], visits: Visits) -> None:
         (r"/autoload\.js", doors.Gone, {}),
         (r"/metadata", doors.Gone, {}),
         (r"/components/(.*)", doors.ComponentDoor, {}),
-        (r"/compare", doors.guarded(ComparePage), {"folders": list(grids)}),
+        (r"/compare", doors.guarded(ComparePage), {"folders": grids, "sweeps": sweeps}),
+        (r"/sweep", doors.guarded(SweepPage), {"folders": grids, "sweeps": sweeps}),
         (r"/patterns", doors.guarded(PatternsPage), {}),
         (r"/bench", doors.guarded(BenchPage), {}),
         (r"/upload", Upload, {}),

@@ -10,7 +10,7 @@ from mpviz.errors import DataError, MpvizError, nearest
 from mpviz.grid_results import GridResult, committed_grid, committed_grids, read_grid, spectra_after
 from mpviz.ui import text
 from mpviz.ui.comparison import comparison_html
-from mpviz.ui.page import filled_page
+from mpviz.ui.page import filled_page, named_folders
 from mpviz.ui.theme import THEMES
 
 
@@ -37,7 +37,7 @@ def compare_page(folders: Sequence[Path], asked: str | None = None, theme: str =
     part of one of their paths or one of `committed_grids`, the first when None; nothing else is ever opened.
     """
     theme = theme if theme in THEMES else "light"
-    own = _named(folders)
+    own = named_folders(folders)
     known = {key: f"{key}, of this machine" for key in own} | committed_grids()
     name = next(iter(known), "") if asked is None else asked
     nav = _nav(known, name, theme)
@@ -49,17 +49,6 @@ def compare_page(folders: Sequence[Path], asked: str | None = None, theme: str =
     except MpvizError as error:
         parts = {"nav": nav, "title": "Nothing to compare here yet", "message": text.escape(str(error))}
         return name in known, filled_page("notice.html", parts, None, theme)
-
-
-def _named(folders: Sequence[Path]) -> dict[str, Path]:
-    """Folders by the last part of their path, numbered where it is not the only one; the rest is nobody's business."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        name, number = folder.resolve().name, 2
-        while name in found:
-            name, number = f"{folder.resolve().name} ({number})", number + 1
-        found[name] = folder
-    return found
 
 
 def _nav(known: dict[str, str], shown: str, theme: str) -> str:

@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,7 +19,10 @@ from mpviz.ui import text
 from mpviz.ui.css import read_shared
 from mpviz.ui.theme import FONT, palette
 
-PAGES = (("run", "Run"), ("compare", "Compare methods"), ("patterns", "Patterns"), ("bench", "2:4 benchmark"))
+PAGES = (
+    ("run", "Run"), ("compare", "Compare methods"), ("patterns", "Patterns"), ("bench", "2:4 benchmark"),
+    ("sweep", "Sweeps"),
+)  # fmt: skip
 
 
 def filled_page(body: str, parts: Mapping[str, str], figures: Any, theme: str, asks: bool = False) -> str:
@@ -40,12 +44,26 @@ def filled_page(body: str, parts: Mapping[str, str], figures: Any, theme: str, a
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: both[mark.group(1)], _template(body))
 
 
-def pages_nav(own: str, asked: Mapping[str, str], theme: str) -> str:
-    """Links to the other pages of the dashboard, and to the page `own` as it was asked for, in other colours."""
+def pages_nav(own: str, asked: Mapping[str, str], theme: str, more: str = "") -> str:
+    """Links to the other pages of the dashboard, and to the page `own` as it was asked for, in other colours.
+
+    more: links of the page's own, as HTML that is safe.
+    """
     other = "light" if theme == "dark" else "dark"
     links = [f'<a href="./{place}?{urlencode({"theme": theme})}">{words}</a>' for place, words in PAGES if place != own]
     links.append(f'<a href="?{text.escape(urlencode({**asked, "theme": other}))}">{other} colours</a>')
-    return f'<nav aria-label="Pages"><a href="./">Workbench</a>{"".join(links)}</nav>'
+    return f'<nav aria-label="Pages"><a href="./">Workbench</a>{more}{"".join(links)}</nav>'
+
+
+def named_folders(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by the last part of their path, numbered where it is not the only one; the rest is nobody's business."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name, number = folder.resolve().name, 2
+        while name in found:
+            name, number = f"{folder.resolve().name} ({number})", number + 1
+        found[name] = folder
+    return found
 
 
 def choice_form(

@@ -69,6 +69,10 @@ class Policy:
             found |= {_name_of(one): _real(one)} if _is_place(one) else {one: one}
         return found
 
+    def data_folders(self) -> list[Path]:
+        """Folders of data that are listed, links resolved."""
+        return [Path(_real(one)) for one in self.data if _is_place(one)]
+
     def model(self, name: str) -> str:
         """What to open for this name. Raises AccessError, whether or not there is such a file, when it is not offered.
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mpviz.errors import CheckpointError, MpvizError, RecipeError, nearest
 from mpviz.files import write_text
 from mpviz.recipe import Recipe, parse_recipe
-from mpviz.workbench.run_status import RunStatus, read_status
+from mpviz.run_status import RunStatus, read_status
 
 try:
     import fcntl

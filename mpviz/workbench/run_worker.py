@@ -15,7 +15,7 @@ from typing import Any
 
 from mpviz.errors import MpvizError
 from mpviz.files import write_text
-from mpviz.workbench.run_status import RunStatus, read_status, write_status
+from mpviz.run_status import RunStatus, read_status, write_status
 from mpviz.workbench.run_store import LOG, OUT, QUEUE, RECIPE, STATUS, Entry, Store, take_lock
 
 PATIENCE = 60.0  # seconds that a run has to keep its last state, before it is ended without

@@ -17,6 +17,7 @@ from mpviz.ui.report import report_html
 from mpviz.ui.theme import THEMES, empty
 from tests.browser.axe import grave
 from tests.ui.served import Served
+from tests.ui.test_sweep_page import make_sweep
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -27,10 +28,11 @@ START = 60_000  # milliseconds: the first page waits for torch
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a dashboard that asks for a login and takes uploads."""
+    """The address of a dashboard that asks for a login, takes uploads and shows a sweep."""
     folder = tmp_path_factory.mktemp("axe")
     (folder / "users.json").write_text('{"ada": "secret"}')
-    server = Served(folder, "--basic-auth", str(folder / "users.json"), "--uploads")
+    sweep = make_sweep(folder / "mine")
+    server = Served(folder, "--basic-auth", str(folder / "users.json"), "--uploads", "--sweep", str(sweep))
     try:
         yield f"http://localhost:{server.port}"
     finally:
@@ -91,6 +93,9 @@ def test_the_other_pages_have_nothing_grave(page: Page, served: str) -> None:
     page.get_by_text("there is no grid").wait_for()
     found = grave(page, "no grid")
     for name in THEMES:
+        page.goto(f"{served}/sweep?theme={name}")
+        page.get_by_role("heading", name="mine: 1 done").wait_for()
+        found += grave(page, f"sweep, {name}")
         for place in ("compare", "patterns", "bench"):
             page.goto(f"{served}/{place}?theme={name}")
             page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=START)

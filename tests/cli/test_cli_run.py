@@ -15,7 +15,7 @@ import pytest
 import mpviz as mp
 from mpviz import cli
 from mpviz.recipe import BudgetPlan, CertifyPlan, ModelPlan, Recipe, RecoverPlan
-from mpviz.workbench.run_status import read_status
+from mpviz.run_status import read_status
 
 SMALL = Recipe(ModelPlan("fashion-mlp"), budget=BudgetPlan(0.5), certify=CertifyPlan(samples=50))
 TRAINS = Recipe(SMALL.model, budget=SMALL.budget, certify=SMALL.certify, recover=RecoverPlan(epochs=5, batch=32))

@@ -139,4 +139,4 @@ def test_what_a_module_imports_is_declared(path: Path) -> None:
         assert on_import <= _declared("lab")
     else:
         assert on_import <= _declared()
-    assert ever <= _declared("lab", "train", "gpu", "pretrained")
+    assert ever <= _declared("lab", "train", "sweep", "gpu", "pretrained")

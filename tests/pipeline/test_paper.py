@@ -13,7 +13,7 @@ from mpviz.nets.layers import list_layers
 from mpviz.nets.paths import data_root
 from mpviz.nets.timm_import import import_timm
 from mpviz.paper import PaperRow, paper_recipe, paper_rows
-from mpviz.projecting import _checked_plan
+from mpviz.projecting import checked_projection
 from mpviz.prune.cast_source import chosen_layers
 from mpviz.prune.pattern import KN
 from mpviz.recipe import CertifyPlan, GridPlan, Recipe, parse_recipe
@@ -45,7 +45,7 @@ def test_a_row_is_a_recipe_that_runs_and_reads_back(row: PaperRow) -> None:
     recipe = paper_recipe(row, "somewhere/else")
     assert recipe == paper_recipe(row.row, "somewhere/else")
     text = recipe.to_toml()
-    assert parse_recipe(text) == recipe and _checked_plan(parse_recipe(text)) == recipe
+    assert parse_recipe(text) == recipe and checked_projection(parse_recipe(text)) == recipe
     assert recipe.data.name == "somewhere/else" and paper_recipe(row).data.name == "imagenet"
     timm = import_timm()
     name = recipe.model.name

@@ -12,13 +12,13 @@ import pytest
 
 from mpviz.errors import MpvizError
 from mpviz.recipe import GridPlan, ModelPlan, Recipe, RecoverPlan, parse_recipe
+from mpviz.run_status import RunStatus, write_status
 from mpviz.ui import run_page, theme
 from mpviz.ui.run_figures import NO_CELLS, NO_CURVE, NO_TRAINING, cells_figure, curve_figure
 from mpviz.ui.run_page import LINES, Watch
 from mpviz.ui.run_words import EMPTY_QUEUE, EXAMPLE, left_words, results_table, state_words, without_places
 from mpviz.workbench.run_curve import Curve, Epoch
 from mpviz.workbench.run_queue import RunQueue
-from mpviz.workbench.run_status import RunStatus, write_status
 from mpviz.workbench.run_store import LOG, STATUS, Run
 from tests.ui.pages import Reader, without_library
 

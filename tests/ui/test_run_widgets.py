@@ -13,6 +13,7 @@ import ipywidgets as w
 import pytest
 
 from mpviz.recipe import ModelPlan, Recipe, RecoverPlan
+from mpviz.run_status import RunStatus, write_status
 from mpviz.ui.run_figures import NO_CURVE
 from mpviz.ui.widgets import run_view
 from mpviz.ui.widgets import runs as run_widgets
@@ -20,7 +21,6 @@ from mpviz.ui.widgets.desk import View
 from mpviz.ui.widgets.figure import Figure
 from mpviz.ui.widgets.table import Rows
 from mpviz.workbench.run_queue import RunQueue
-from mpviz.workbench.run_status import RunStatus, write_status
 from mpviz.workbench.run_store import LOG, STATUS, Run
 
 TRAINS = replace(Recipe(), model=ModelPlan("fashion-mlp"), recover=RecoverPlan(epochs=2))

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mpviz.workbench.run_status import StatusFile
+from mpviz.run_status import StatusFile
 
 STEPS = 20
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mpviz.errors import CheckpointError
+from mpviz.run_status import PAUSE, Pace, RunStatus, StatusFile, read_status
 from mpviz.train.metrics import Metrics
 from mpviz.workbench import run_curve
 from mpviz.workbench.run_curve import POINTS, Curve, CurveFile, Epoch, RunCurve, Tail, grid_cells, last_lines
-from mpviz.workbench.run_status import PAUSE, Pace, RunStatus, StatusFile, read_status
 
 
 def row(step: int, epoch: int = 1, loss: float = 1.0, accuracy: float = 0.5) -> dict[str, float]:
