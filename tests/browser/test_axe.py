@@ -32,7 +32,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("axe")
     (folder / "users.json").write_text('{"ada": "secret"}')
     sweep = make_sweep(folder / "mine")
-    server = Served(folder, "--basic-auth", str(folder / "users.json"), "--uploads", "--sweep", str(sweep))
+    options = ["--basic-auth", str(folder / "users.json"), "--sweep", str(sweep), "--runs", str(folder / "runs")]
+    server = Served(folder, "--uploads", *options)
     try:
         yield f"http://localhost:{server.port}"
     finally:
@@ -96,8 +97,11 @@ def test_the_other_pages_have_nothing_grave(page: Page, served: str) -> None:
         page.goto(f"{served}/sweep?theme={name}")
         page.get_by_role("heading", name="mine: 1 done").wait_for()
         found += grave(page, f"sweep, {name}")
-        for place in ("compare", "patterns", "bench"):
-            page.goto(f"{served}/{place}?theme={name}")
+        page.goto(f"{served}/run?theme={name}")
+        page.get_by_text("Submit a recipe", exact=True).click()
+        found += grave(page, f"run, {name}")
+        for place in ("compare?grid=methods/fashion-vit", "patterns", "bench"):
+            page.goto(f"{served}/{place}{'&' if '?' in place else '?'}theme={name}")
             page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=START)
             found += grave(page, f"{place}, {name}", colours=name == "dark")
     assert found == []

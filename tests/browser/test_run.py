@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mpviz.ui import theme
+from tests.browser.axe import grave
 from tests.ui.served import Served
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def test_a_run_is_submitted_watched_reloaded_cancelled_resumed_and_done(
     table = page.get_by_role("region", name="What it came to")
     table.get_by_text("recovered").wait_for()
     assert bar.get_attribute("aria-valuenow") == "100" and page.get_by_text("start 2").count() == 1
+    assert grave(page, "a run that is done") == []
     page.get_by_role("link", name="Report", exact=True).click()
     page.get_by_role("heading", level=1).wait_for(timeout=START)
     assert "/run/report?run=run-001" in page.url and "known as" in page.content()
@@ -117,6 +119,7 @@ def test_a_failure_is_a_sentence_and_the_keyboard_walks_through_the_runs(
     page.locator("#fold summary").focus()
     page.keyboard.press("Enter")
     assert (page.locator("#trace").inner_text()).startswith("Traceback (most recent call last)")
+    assert grave(page, "a run that failed") == []
     page.locator("#list a").first.focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
