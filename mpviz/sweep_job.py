@@ -134,18 +134,15 @@ def launcher(processes: int) -> list[str]:
         return [sys.executable, "-m"]
     import torch  # only here: whether this very machine has GPUs
 
-    if torch.cuda.device_count() >= processes:
-        # port 0 takes a free one: two runs of a machine must not meet
-        options = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *options,
-                "--main_process_port", "0", "--module"]  # fmt: skip
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise TrainingError(
             f"{processes} processes need as many GPUs, and torch sees {torch.cuda.device_count()} here; ask for more "
             "GPUs, or for fewer processes"
         )
-    # accelerate itself launches several processes on a CPU only through MPI; torchrun, which it wraps for GPUs, without
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    # port 0 takes a free one: two runs of a machine must not meet. Without GPUs the same launch takes the CPU.
+    options = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *options,
+            "--main_process_port", "0", "--module"]  # fmt: skip
 
 
 def run_here(job: SweptRun, look: Callable[[], object] | None = None) -> None:

@@ -53,6 +53,8 @@ class Sweeps:
     def open(self, asked: str) -> Path:
         """The folder of this name or path. Raises AccessError where it is not offered, whether or not it is there."""
         known = self.named()
+        if not asked:
+            raise AccessError("mpviz sweep RECIPE … begins one, and mpviz dashboard --sweep FOLDER shows it here")
         if asked in known:
             return known[asked]
         try:
@@ -94,7 +96,11 @@ def sweep_page(sweeps: Sweeps, asked: Mapping[str, str], grids: Mapping[Path, st
         if "report" in asked:
             return True, _report(state, asked["report"])
     except MpvizError as error:
-        parts = {"nav": nav, "title": "No sweep here", "message": text.escape(str(error))}
+        parts = {
+            "nav": nav,
+            "title": "No sweep here yet" if not name else "No such sweep",
+            "message": text.escape(str(error)),
+        }
         return False, filled_page("notice.html", parts, None, theme)
     return True, filled_page("sweep.html", _parts(state, name, nav, theme, grids or {}), None, theme, asks=True)
 

@@ -100,7 +100,7 @@ def test_the_other_pages_have_nothing_grave(page: Page, served: str) -> None:
         page.goto(f"{served}/run?theme={name}")
         page.get_by_text("Submit a recipe", exact=True).click()
         found += grave(page, f"run, {name}")
-        for place in ("compare?grid=methods/fashion-vit", "patterns", "bench"):
+        for place in ("compare?grid=recovery-grid/fashion-vit", "patterns", "bench"):
             page.goto(f"{served}/{place}{'&' if '?' in place else '?'}theme={name}")
             page.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=START)
             found += grave(page, f"{place}, {name}", colours=name == "dark")

@@ -504,6 +504,8 @@ def test_dashboard_passes_its_arguments_on(served):
                 "b/c",
                 "--runs",
                 "r",
+                "--sweep",
+                "s",
             ]
         )
         == 0
@@ -512,6 +514,7 @@ def test_dashboard_passes_its_arguments_on(served):
     plain = {"address": "localhost", "websocket_origin": [], "serving": Serving()}
     assert [{key: call.pop(key) for key in plain} for call in served] == [plain, plain]
     assert [call.pop("runs") for call in served] == [Path("runs"), Path("r")]
+    assert [call.pop("sweeps") for call in served] == [[], [Path("s")]]
     assert served == [
         {"model": "fashion-vit", "data": "fashion-mnist", "folder": None, "port": 5006, "show": False, "grids": []},
         {

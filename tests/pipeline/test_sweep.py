@@ -175,6 +175,7 @@ def test_a_process_that_is_gone_is_not_running(tmp_path: Path) -> None:
 # --- from end to end --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_after_another_and_again_only_what_is_missing(tmp_path: Path) -> None:
     told: list[tuple[float, str]] = []
     state = mp.sweep(

@@ -112,7 +112,7 @@ def test_visitors_see_what_is_offered_and_the_rest_is_refused_in_the_same_words(
         assert not there and "there is no sweep" in page and "it shows given" in page, asked
     assert sweep_page(Sweeps([], Policy()), {"folder": str(other)})[0], "one's own machine"
     there, page = sweep_page(Sweeps([], Policy()), {})
-    assert not there and "mpviz dashboard --sweep FOLDER shows one" in page
+    assert not there and "mpviz dashboard --sweep FOLDER shows it here" in page
 
 
 @pytest.mark.browser
