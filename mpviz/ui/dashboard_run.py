@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from tornado.ioloop import IOLoop
 
-from mpviz.errors import AccessError, MpvizError
+from mpviz.errors import AccessError, MpvizError, RecipeError
 from mpviz.ui import text
 from mpviz.ui.dashboard_doors import Door
 from mpviz.ui.run_words import without_places
@@ -188,6 +188,8 @@ class RunAct(_Runs):
 def _submitted(queue: RunQueue, policy: Any, words: str, owner: str) -> Run:
     from mpviz.recipe import parse_recipe
 
+    if not words.strip():
+        raise RecipeError("there is no recipe yet; paste one, or press 'your plan' or 'example'")
     recipe = parse_recipe(words)
     if policy.restricted:
         if recipe.model.name.startswith("uploaded: "):

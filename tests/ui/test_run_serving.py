@@ -98,7 +98,8 @@ def test_a_visitor_runs_what_is_offered_and_another_knows_nothing_of_it(public: 
         ("recover.epochs = 500.0", 403, "this server up to 30"),
         ("recover.options.workers = 99", 403, "no recover.options.workers"),
         ("budget.sparsty = 1", 400, "did you mean 'sparsity'?"),
-        ("", 200, ""),
+        (" \n", 400, "there is no recipe yet"),
+        ("budget.sparsity = 0.5", 200, ""),
     ],
 )
 def test_a_visitors_recipe_passes_the_policy_or_is_refused_in_a_sentence(
@@ -108,7 +109,7 @@ def test_a_visitors_recipe_passes_the_policy_or_is_refused_in_a_sentence(
     before = len(list(runs_of(public).glob("run-*"))) if runs_of(public).exists() else 0
     answered, found = visitor.act("submit", recipe=recipe)
     assert answered == code, found
-    if code == 200:  # the plan of an empty recipe
+    if code == 200:
         visitor.act("cancel", run=found["run"])
         visitor.until(found["run"], "cancelled")
     else:
