@@ -88,9 +88,9 @@ def test_the_page_is_whole_by_itself_in_both_themes(name: str, cells: list[Cell]
     assert drawn["steps"] == as_json(steps_figure(route(cells[2]), name))
     assert drawn["layers"] == as_json(layers_figure(layers_of(cells[2]), name))
     links = [str(attributes["href"]) for tag, attributes in reader.tags if tag == "a"]
-    assert links[:4] == ["./", *(f"./{page}?theme={name}" for page in ("run", "compare", "patterns"))]
+    assert links[:5] == ["./", *(f"./{page}?theme={name}" for page in ("run", "compare", "patterns", "sweep"))]
     other = "light" if name == "dark" else "dark"
-    assert dict(parse_qsl(links[4].removeprefix("?"))) == {**ON_GPU, "theme": other}
+    assert dict(parse_qsl(links[5].removeprefix("?"))) == {**ON_GPU, "theme": other}
 
 
 def test_all_endpoints_stand_in_a_table_with_their_reason() -> None:

@@ -65,8 +65,8 @@ def test_the_page_is_whole_by_itself_in_both_themes(name: str) -> None:
         assert reader.drawn[figure]["layout"]["paper_bgcolor"] == colours.paper
     assert ("input", {"type": "hidden", "name": "theme", "value": name}) in reader.tags
     links = [str(attributes["href"]) for tag, attributes in reader.tags if tag == "a"]
-    assert links[:4] == ["./", *(f"./{page}?theme={name}" for page in ("run", "compare", "bench"))]
-    assert dict(parse_qsl(links[4].removeprefix("?"))) == {
+    assert links[:5] == ["./", *(f"./{page}?theme={name}" for page in ("run", "compare", "bench", "sweep"))]
+    assert dict(parse_qsl(links[5].removeprefix("?"))) == {
         **MLP,
         "pattern": "2:4",
         "order": "hungarian",
