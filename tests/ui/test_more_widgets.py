@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mpviz.ui.widgets import evolution_view, law_view, layer_table_view, limit_v
 from mpviz.ui.widgets.figure import Figure
 from mpviz.ui.widgets.table import Rows
 from mpviz.workbench.state import Workbench
+from tests.ui.views import eventually, parts
 
 
 @pytest.fixture
@@ -26,20 +27,6 @@ def wb() -> Iterator[Workbench]:
     bench = Workbench("fashion-mlp", samples=50)
     yield bench
     bench.close()
-
-
-def parts(view: w.Widget, kind: type) -> list[Any]:
-    found = [view] if isinstance(view, kind) else []
-    for child in getattr(view, "children", ()):
-        found += parts(child, kind)
-    return found
-
-
-def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := check()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return value
 
 
 def say(table: Rows, what: str, row: str = "") -> None:
@@ -87,6 +74,27 @@ def test_the_workbench_switches_between_budgets_and_tables(wb: Workbench) -> Non
         next(b for b in parts(view, w.ToggleButton) if b.description == "shuffled").value = True
         assert wb.wait_shuffled()
         assert parts(view, Figure)[1].picture["layout"]["meta"] == "fashion-mlp-features.fc1.weight-tail"
+    finally:
+        view.close()
+
+
+def test_only_what_is_seen_follows_the_slider_and_the_rest_is_right_once_it_is_shown(wb: Workbench) -> None:
+    view = workbench_view(wb, "light")
+    try:
+        switch = next(s for s in parts(view, w.ToggleButtons) if "spikes" in dict(s.options))
+        layers = next(table for table in parts(view, Rows) if table.ids == wb.layers)
+        recipe = parts(view, w.Textarea)[0]
+        slider = next(s for s in parts(view, w.FloatSlider) if s.description == "sparsity, %")
+        live, said = layers.live, recipe.value
+        slider.value = 71
+        assert layers.live is live and recipe.value == said, "nobody sees them"
+        switch.value = "recipe"
+        assert "sparsity = 0.71" in recipe.value and layers.live is live
+        slider.value = 33
+        assert "sparsity = 0.33" in recipe.value, "what is seen follows at once"
+        switch.value = "layers"
+        shares = [share for share in layers.live["sparsity"]["sort"] if share is not None]
+        assert shares == pytest.approx(wb.budgets["sparsity"].tolist()) and layers.live != live
     finally:
         view.close()
 

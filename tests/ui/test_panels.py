@@ -19,6 +19,7 @@ from mpviz.ui.bench_figures import throughput_figure
 from mpviz.ui.comparison import comparison_figure
 from mpviz.ui.widgets.desk import View
 from mpviz.ui.widgets.figure import Figure
+from tests.ui.views import parts
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,6 @@ def opened() -> Iterator[list[View]]:
     yield views
     for view in views:
         view.close()
-
-
-def parts(view: w.Widget, kind: type) -> list[Any]:
-    found = [view] if isinstance(view, kind) else []
-    return found + [part for child in getattr(view, "children", ()) for part in parts(child, kind)]
 
 
 def named(view: View, kind: type, name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from mpviz.ui.widgets.figure import Figure
 from mpviz.ui.widgets.table import Rows
 from mpviz.workbench.run_queue import RunQueue
 from mpviz.workbench.run_store import LOG, STATUS, Run
+from tests.ui.views import eventually, parts
 
 TRAINS = replace(Recipe(), model=ModelPlan("fashion-mlp"), recover=RecoverPlan(epochs=2))
 
@@ -44,21 +44,6 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., View]]:
     yield shown
     for view in made:
         view.close()
-
-
-def parts(view: w.Widget, kind: type) -> list[Any]:
-    found = [view] if isinstance(view, kind) else []
-    for child in getattr(view, "children", ()):
-        found += parts(child, kind)
-    return found
-
-
-def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := check()) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert value
-    return value
 
 
 def words(view: w.Widget) -> str:

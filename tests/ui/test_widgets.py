@@ -322,6 +322,7 @@ def test_undo_redo_and_the_recipe_are_at_hand(view: View, wb: Workbench, monkeyp
     monkeypatch.setattr("mpviz.workbench.history.MERGE", 0.0)
     undo, redo = (one for one in parts(view, w.Button) if one.icon in ("undo", "repeat"))
     [words], [apply] = parts(view, w.Textarea), parts(view, w.Button, description="Apply")
+    next(one for one in parts(view, w.ToggleButtons) if "recipe" in dict(one.options)).value = "recipe"
     wb.beta = 0.75
     assert eventually(lambda: "beta = 0.75" in words.value and not undo.disabled)
     undo.click()

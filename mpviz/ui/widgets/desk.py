@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as w
@@ -37,6 +38,9 @@ class Desk:
         self._shelf = shelf()
         self._paints: list[tuple[frozenset[str], Paint]] = []
         self._due: set[Paint] = set()
+        self._behind: dict[Paint, Callable[[], bool]] = {}  # what may be out of sight, and whether it is seen
+        self._seen: Callable[[], bool] | None = None
+        self._later: set[Paint] = set()  # due, but out of sight
         self._wake, self._closed = threading.Condition(), False
         self._brush = threading.RLock()
         self._hand = threading.local()
@@ -57,12 +61,23 @@ class Desk:
     def paint(self, names: tuple[str, ...], paint: Paint) -> None:
         """Call `paint` now, and after each change of one of these parameters of the workbench or of the "theme"."""
         self._paints.append((frozenset(names), paint))
+        if self._seen is not None:
+            self._behind[paint] = self._seen
         with self._brush:
             self._hand.painting = True
             try:
                 paint()
             finally:
                 self._hand.painting = False
+
+    @contextmanager
+    def face(self, seen: Callable[[], bool]) -> Iterator[None]:
+        """What is made inside is painted only while `seen()`; `flush` after that has changed paints what waited."""
+        self._seen = seen
+        try:
+            yield
+        finally:
+            self._seen = None
 
     def figure(self, names: tuple[str, ...], draw: Callable[[Any, str], Json], height: int) -> Figure:
         """A figure that follows these parameters. draw: (workbench, theme) → plain figure. height: pixels."""
@@ -101,7 +116,10 @@ class Desk:
         failed: Exception | None = None
         with self._brush:
             with self._wake:
-                due, self._due = self._due, set()
+                due, self._due = self._due | self._later, set()
+                self._later = {paint for paint in due if paint in self._behind and not self._behind[paint]()}
+                due -= self._later
+            before = getattr(self._hand, "painting", False)  # a painting may turn a face, which is painted then
             self._hand.painting = True
             for _, paint in self._paints:
                 if paint not in due:
@@ -111,7 +129,7 @@ class Desk:
                 except Exception as error:  # nobody above could show it
                     logger.exception("a panel could not be painted")
                     failed = error
-            self._hand.painting = False
+            self._hand.painting = before
         if failed is not None:
             self.workbench.error = f"a panel could not be drawn ({sentence(failed)})"
 

@@ -134,6 +134,8 @@ def apply_figure(widget: Figure, figure: Json) -> None:
     As many traces of the same types: their changed attributes are set. Otherwise the traces are replaced.
     """
     old, new = widget._shown, figure
+    if old == new:
+        return
     same_traces = [trace["type"] for trace in old["data"]] == [trace["type"] for trace in new["data"]]
     with widget.one_message():
         if not same_traces:

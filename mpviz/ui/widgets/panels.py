@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets as w
@@ -151,43 +152,52 @@ def proof(desk: Desk, what: str, height: int) -> Figure:
 
 def known(desk: Desk, height: int) -> w.Widget:
     """What is measured along the slider, or what is proved, by a switch above; Prove turns to the second."""
-    parts = {"measured": coverage(desk, height - 30), "proved": proof(desk, "tiers", height - 30)}
-    faces = {name: w.VBox([part], layout=w.Layout(overflow="hidden")) for name, part in parts.items()}
-    switch = choice([(name, name) for name in faces], "74px", ["along the slider", "tier by tier, after Prove"])
+    makers = {"measured": lambda: coverage(desk, height - 30), "proved": lambda: proof(desk, "tiers", height - 30)}
+    switch = choice([(name, name) for name in makers], "74px", ["along the slider", "tier by tier, after Prove"])
+    faces = _faces(desk, switch, makers)
     seen: list[Any] = [desk.workbench.proofs]
-
-    def show(_: Any = None) -> None:
-        for name, face in faces.items():
-            face.layout.display = None if name == switch.value else "none"
 
     def turn() -> None:
         if desk.workbench.proofs is not None and desk.workbench.proofs is not seen[0]:
             switch.value = "proved"
         seen[0] = desk.workbench.proofs
 
-    switch.observe(show, "value")
     desk.paint(("proofs",), turn)
-    show()
-    return w.VBox([w.HBox([switch], layout=w.Layout(min_height="30px")), *faces.values()])
+    return w.VBox([w.HBox([switch], layout=w.Layout(min_height="30px")), *faces])
 
 
-def lower(desk: Desk, height: int) -> w.Widget:
-    """One of five, by a switch beside it: what each layer loses; tables of layers, spikes, samples; the recipe."""
-    parts = {"budgets": budgets(desk, height), "layers": layer_rows(desk, height), "spikes": spike_rows(desk, height),
-             "samples": sample_rows(desk, height), "recipe": recipe(desk, height)}  # fmt: skip
-    faces = {name: w.VBox([part], layout=w.Layout(overflow="hidden")) for name, part in parts.items()}
-    tips = ["what each layer loses", "all numbers of all layers", "spikes of the layer in view", "proved samples",
-            "all that is set, as text"]  # fmt: skip
-    switch = choice([(name, name) for name in faces], "62px", tips)
-    switch.layout = _fixed("66px")
+def _faces(desk: Desk, switch: w.ToggleButtons, makers: Mapping[str, Callable[[], w.Widget]]) -> list[w.Widget]:
+    """A part for each value of a switch. Only the one that is seen follows, the others once they are shown."""
+    faces = {}
+    for name, make in makers.items():
+
+        def seen(name: str = name) -> bool:
+            return bool(switch.value == name)
+
+        with desk.face(seen):
+            faces[name] = w.VBox([make()], layout=w.Layout(overflow="hidden"))
 
     def show(_: Any = None) -> None:
+        desk.flush()  # before it is seen: nobody sees it as it was
         for name, face in faces.items():
             face.layout.display = None if name == switch.value else "none"
 
     switch.observe(show, "value")
     show()
-    stack = w.VBox(list(faces.values()), layout=w.Layout(flex="1 1 0", width="auto", min_width="0", overflow="hidden"))
+    return list(faces.values())
+
+
+def lower(desk: Desk, height: int) -> w.Widget:
+    """One of five, by a switch beside it: what each layer loses; tables of layers, spikes, samples; the recipe."""
+    kinds = {"budgets": budgets, "layers": layer_rows, "spikes": spike_rows, "samples": sample_rows, "recipe": recipe}
+    makers = {name: lambda make=make: make(desk, height) for name, make in kinds.items()}
+    tips = ["what each layer loses", "all numbers of all layers", "spikes of the layer in view", "proved samples",
+            "all that is set, as text"]  # fmt: skip
+    switch = choice([(name, name) for name in makers], "62px", tips)
+    switch.layout = _fixed("66px")
+    stack = w.VBox(
+        _faces(desk, switch, makers), layout=w.Layout(flex="1 1 0", width="auto", min_width="0", overflow="hidden")
+    )
     return w.HBox([switch, stack], layout=w.Layout(align_items="flex-start"))
 
 
