@@ -28,7 +28,7 @@ def BudgetPanel(wb: Workbench, theme: str | None = None) -> Any:
     return import_module("mpviz.ui.widgets").budget_view(wb, theme)
 
 
-def CertificatePanel(wb: Workbench, theme: str | None = None, samples: int = 300) -> Any:
+def CertificatePanel(wb: Workbench, theme: str | None = None, samples: int | None = None) -> Any:
     """What is proved about the plan's predictions, tier by tier, on so many images, and why a sample is or is not."""
     return import_module("mpviz.ui.widgets").certificate_view(wb, theme, samples)
 

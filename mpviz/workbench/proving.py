@@ -16,6 +16,8 @@ from mpviz.workbench.measure import Measurer
 from mpviz.workbench.proofs import ask, prove, unlocked_share
 from mpviz.workbench.sources import Subject
 
+PROVED_ON = 300  # samples
+
 
 class Proving(LayerInView):
     """What a workbench needs to prove and to preview; its other half loads, plans and prunes."""
@@ -56,15 +58,17 @@ class Proving(LayerInView):
 
         return self._run("precompute", work)
 
-    def certify(self, samples: int = 300) -> Job:
+    def certify(self, samples: int | None = None) -> Job:
         """Prove what can be proved for the present plan, on so many samples of the split, in the background.
 
+        samples: as many as the preview is measured on when None, `PROVED_ON` at most: a proof costs more than a look.
         The layer weights stay frozen at the plan's sparsity, so that the slider's masks are nested. `proofs` is set
         when the job is done, and `sample` to the one with the least margin; when it is cancelled, what was there stays.
         """
         plan, subject, split = self.plan, self._subject, getattr(self._splits, self.split)
         weights = plan_weights(subject.table, plan)
-        question = ask(subject.name, subject.network, subject.ranking, weights, plan.sparsity, split, samples)
+        number = min(self.samples, PROVED_ON) if samples is None else samples
+        question = ask(subject.name, subject.network, subject.ranking, weights, plan.sparsity, split, number)
 
         def work(job: Job) -> None:
             view = prove(question, job.tell, job.cancelled)

@@ -608,7 +608,9 @@ def test_nothing_is_cut_off_or_covered(dashboard: Page, width: int) -> None:
             assert apart
 
 
-def test_prove_shows_its_tiers_and_why_a_sample_is_not_certified(dashboard: Page) -> None:
+def test_prove_shows_its_tiers_its_samples_and_why_one_is_not_certified(dashboard: Page, address: str) -> None:
+    dashboard.goto(f"{address}/?samples=80")
+    dashboard.locator(".budgets .bars").first.wait_for(timeout=START)
     press(dashboard, "Prove")
     card = dashboard.locator(".card.coverage")
     card.get_by_text("of predictions proved").wait_for(timeout=4 * START)
@@ -618,12 +620,6 @@ def test_prove_shows_its_tiers_and_why_a_sample_is_not_certified(dashboard: Page
     card.get_by_text("logits ahead of").wait_for()
     press(dashboard, "by layer")
     card.get_by_text("moves its margin most").wait_for()
-
-
-def test_samples_have_pictures_and_tiers_have_words_and_switches(dashboard: Page, tmp_path: Path) -> None:
-    press(dashboard, "Prove")
-    card = dashboard.locator(".card.coverage")
-    card.get_by_text("of predictions proved").wait_for(timeout=4 * START)
     press(dashboard, "samples")
     row = dashboard.locator(".card.budgets tbody tr").filter(has=dashboard.locator("img"))
     row.first.wait_for()

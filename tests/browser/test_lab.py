@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 STRIP, SPECTRUM, COVERAGE, BUDGETS = range(4)  # the figures of a view, from the top left
-WORKBENCH = "import mpviz as mp\nwb = mp.Workbench('fashion-mlp')\nwb"
+WORKBENCH = "import mpviz as mp\nwb = mp.Workbench('fashion-mlp', samples=100)\nwb"
 CERTIFICATES = "from mpviz.ui.widgets import certificate_view\ncertificate_view(wb)"
 # forty batches of a fifth of a second: time enough to cancel
 SLOW = """
@@ -269,7 +269,7 @@ def test_prove_turns_to_what_is_proved_and_lists_the_samples(view: View) -> None
     assert {"slider", "path", "unchanged", "first order"} <= drawn
     view.button("samples").click()
     rows = view.root.locator(".mpviz-rows:visible tbody tr")
-    assert eventually(lambda: rows.count() == 300, view.page)
+    assert eventually(lambda: rows.count() == 100, view.page)
     assert rows.first.locator("img").evaluate("image => image.naturalWidth") == 28
     assert "flipped" in rows.first.inner_text()
     view.button("budgets").click()

@@ -515,7 +515,7 @@ def test_neither_torch_nor_the_report_is_imported_for_the_page():
 
 def test_prove_shows_what_is_proved_and_why_one_sample_is_not(loaded):
     session = loaded
-    session.roots["samples"].value = 1000
+    session.roots["samples"].value = 100
     session.roots["prove"].clicks += 1
     until(lambda: session.wb.proofs is not None and not session.wb.job.busy)
     assert session.roots["right"].value == "tiers"
@@ -527,7 +527,7 @@ def test_prove_shows_what_is_proved_and_why_one_sample_is_not(loaded):
     until(lambda: "The prediction changed" in session.roots["why"].object)
     session.roots["lower"].value = "samples"
     assert session.roots["sample_rows"].selected == str(flipped)
-    assert len(session.roots["sample_rows"].ids) == 300
+    assert len(session.roots["sample_rows"].ids) == 100
     session.roots["sample_rows"].said = {"what": "pick", "row": "<b>", "times": "2"}
     assert session.wb.sample == flipped
     session.roots["sparsity"].value = 0.31

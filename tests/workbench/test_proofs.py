@@ -7,6 +7,7 @@ import pytest
 
 from mpviz.workbench.names import TIERS
 from mpviz.workbench.proofs import PROVED
+from mpviz.workbench.proving import PROVED_ON
 from mpviz.workbench.state import Workbench
 
 
@@ -51,10 +52,23 @@ def test_proofs_grow_old_with_the_plan_and_go_with_the_network(wb: Workbench) ->
     assert wb.proofs_are_current
 
 
+def test_a_proof_looks_at_the_samples_of_the_preview_and_not_at_more_than_it_can_in_a_while(
+    wb: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("mpviz.workbench.proving.ask", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr(wb, "_run", lambda *given: None)
+    for number in (40, 2000):
+        wb.samples = number
+        wb.certify()
+    wb.certify(1500)
+    assert asked == [40, PROVED_ON, 1500]
+
+
 def test_a_cancelled_proof_leaves_the_last_one(wb: Workbench) -> None:
     wb.certify(20).wait(120)
     before = wb.proofs
-    job = wb.certify(5000)
+    job = wb.certify(1000)
     job.cancel()
     assert job.wait(60).state == "cancelled"
     assert wb.proofs is before

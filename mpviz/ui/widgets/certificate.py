@@ -14,7 +14,7 @@ from mpviz.workbench.names import TIERS
 from mpviz.workbench.state import Workbench
 
 
-def certificate_view(wb: Workbench, theme: str | None = None, samples: int = 300) -> View:
+def certificate_view(wb: Workbench, theme: str | None = None, samples: int | None = None) -> View:
     """What is proved about the plan's predictions, tier by tier, on so many images; Prove computes it.
 
     The boxes switch tiers on one by one, in the figure and in the words beside it. A row of the table is a sample: the
@@ -59,7 +59,7 @@ def _switches(desk: Desk) -> w.Widget:
     return w.HBox([*boxes.values()], layout=w.Layout(flex_flow="row wrap"))
 
 
-def _buttons(desk: Desk, samples: int) -> w.Widget:
+def _buttons(desk: Desk, samples: int | None) -> w.Widget:
     wb = desk.workbench
     prove = job_button(desk, "Prove", panels.PROVE_TIP, lambda: wb.certify(samples))
     prove.button_style = "primary"

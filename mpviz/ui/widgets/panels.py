@@ -20,7 +20,7 @@ from mpviz.workbench.names import PLAN
 from mpviz.workbench.state import Workbench
 
 PROOFS = ("proofs", "split", "model", *PLAN)  # what makes proofs, or makes them old
-PROVE_TIP = "Prove how many predictions cannot change near this plan, tier by tier, on 300 images"
+PROVE_TIP = "Prove how many predictions cannot change near this plan, tier by tier, on 300 of the images at most"
 PRECOMPUTE_TIP = "Make the tables from which coverage follows every slider at once, as an estimate; kept on disk"
 _FEW = 10  # layers whose names stand side by side
 
