@@ -620,6 +620,7 @@ def test_prove_shows_its_tiers_its_samples_and_why_one_is_not_certified(dashboar
     card.get_by_text("logits ahead of").wait_for()
     press(dashboard, "by layer")
     card.get_by_text("moves its margin most").wait_for()
+    press(dashboard, "proved")
     press(dashboard, "samples")
     row = dashboard.locator(".card.budgets tbody tr").filter(has=dashboard.locator("img"))
     row.first.wait_for()
