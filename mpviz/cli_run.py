@@ -104,7 +104,7 @@ def _run(
     given = arguments.recipe
     recipe = with_settings(Recipe() if given is None else read_recipe(given), arguments.settings)
     folder = arguments.out or (Path("mpviz-run") if given is None else given.with_name(f"{given.stem}-run"))
-    run_kind = _run_grid if recipe.grid.methods else _run_projection if recipe.project.pattern else _run_plan
+    run_kind = {"grid": _run_grid, "projection": _run_projection, "plan": _run_plan}[recipe.kind]
     try:
         say = run_kind(recipe, folder, arguments, tell, asked)
     except Cancelled as error:  # by the part that was at work, which does not know what is kept

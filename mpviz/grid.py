@@ -20,9 +20,8 @@ from mpviz.pipeline import Progress, Samples, Stop
 from mpviz.prune.allocate import allocate
 from mpviz.prune.magnitude import SEB, roles_of
 from mpviz.prune.methods import LOOK_AT_DATA, METHODS, prune_once
-from mpviz.recipe import Recipe, checked, read_recipe
+from mpviz.recipe import STEPPED, Recipe, checked, read_recipe
 from mpviz.recipe_parts import (
-    STEPPED,
     dense_model,
     in_steps,
     method_options,

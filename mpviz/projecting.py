@@ -34,8 +34,8 @@ from mpviz.prune.cast_job import Plan
 from mpviz.prune.cast_source import chosen_layers
 from mpviz.prune.methods import LOOK_AT_DATA, LOOK_AT_SPECTRA, METHODS
 from mpviz.prune.pruning import Pruning
-from mpviz.recipe import ProjectPlan, Recipe, checked, read_recipe
-from mpviz.recipe_parts import STEPPED, dense_model, recovery_options, source_options, training_split
+from mpviz.recipe import STEPPED, ProjectPlan, Recipe, checked, read_recipe
+from mpviz.recipe_parts import dense_model, recovery_options, source_options, training_split
 from mpviz.run_results import check_folder, run_folder, text_writer
 from mpviz.structured import restore_certificates
 from mpviz.train.any_method import prune_model

@@ -6,10 +6,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mpviz.errors import RecipeError
 from mpviz.recipe_values import built, toml_section
+
+STEPPED = ("ser", "hybrid", "drop-threshold")  # prune in steps even where nothing is recovered
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class Recipe:
     grid: GridPlan = field(default_factory=GridPlan)
     recover: RecoverPlan = field(default_factory=RecoverPlan)
     project: ProjectPlan = field(default_factory=ProjectPlan)
+
+    @property
+    def kind(self) -> Literal["plan", "grid", "projection"]:
+        """What runs it: `mp.run`, `mp.run_grid` or `mp.run_projection`."""
+        return "grid" if self.grid.methods else "projection" if self.project.pattern else "plan"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, as in the TOML file."""

@@ -14,7 +14,7 @@ from mpviz.nets.zoo import load_model
 from mpviz.prune.magnitude import SEB, Magnitude, Regimes
 from mpviz.prune.methods import METHODS, method_of
 from mpviz.prune.restore import BELOW
-from mpviz.recipe import Recipe
+from mpviz.recipe import STEPPED, Recipe
 from mpviz.recipe_values import built
 from mpviz.train.any_method import split_options
 from mpviz.train.augment import FlipShift, TimmTransform, in_memory
@@ -23,7 +23,6 @@ from mpviz.train.processes import choose_device
 from mpviz.train.ser import checked_recovery
 from mpviz.train.step_plan import StepPlan
 
-STEPPED = ("ser", "hybrid", "drop-threshold")  # prune in steps even where nothing is recovered
 GRADUAL = ("magnitude", "seb", "regimes")  # prune in steps where something is
 # options of `distill` and StepPlan that other keys of a recipe decide
 _ELSEWHERE = {

@@ -15,8 +15,7 @@ from mpviz.nets.packaged import PACKAGED
 from mpviz.nets.zoo import Source, build_architecture
 from mpviz.pipeline import checked_plan
 from mpviz.projecting import checked_projection
-from mpviz.recipe import Recipe, read_recipe, with_settings
-from mpviz.recipe_parts import STEPPED
+from mpviz.recipe import STEPPED, Recipe, read_recipe, with_settings
 from mpviz.sweep_folder import JOBS, NOTE, Planned
 
 _LONGEST = 80  # characters of a run's name
@@ -104,12 +103,7 @@ def _unused(name: str, names: set[str]) -> str:
 
 
 def _checked(recipe: Recipe, processes: int, built: set[str]) -> Recipe:
-    if recipe.grid.methods:
-        checked_grid(recipe)
-    elif recipe.project.pattern:
-        checked_projection(recipe)
-    else:
-        checked_plan(recipe)
+    {"grid": checked_grid, "projection": checked_projection, "plan": checked_plan}[recipe.kind](recipe)
     _check_places(recipe)
     if repr(recipe.model) not in built:  # a large network takes seconds
         _check_network(recipe)

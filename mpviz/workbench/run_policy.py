@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mpviz.errors import AccessError
-from mpviz.recipe import Recipe
+from mpviz.recipe import STEPPED, Recipe
 from mpviz.workbench.policy import SUFFIX, Policy
 from mpviz.workbench.run_store import Run
 
@@ -14,7 +14,6 @@ WAITING = 3  # runs of one visitor that wait or run
 WAITING_OF_ALL = 50
 MOST_CELLS = 60
 MOST_EPOCHS = 30.0  # of one visitor's run, over all of its trainings
-_STEPPED = ("ser", "hybrid", "drop-threshold")  # train even where nothing is recovered
 _SOURCE = 10.0  # epochs that a projection's source of these kinds takes, about
 _TRAINING = ("temperature", "weight", "weight_decay", "momentum", "smoothing", "warmup", "clip", "mixup", "cutmix")
 
@@ -60,7 +59,7 @@ def cells_of(recipe: Recipe) -> int:
 
 def trained(recipe: Recipe) -> float:
     """Epochs that a recipe trains at most, over all cells and steps."""
-    recover, stepped = recipe.recover, set(_STEPPED) & {*recipe.grid.methods, recipe.project.source}
+    recover, stepped = recipe.recover, set(STEPPED) & {*recipe.grid.methods, recipe.project.source}
     if not recipe.grid.methods:
         return recover.epochs + (_SOURCE if stepped else 0.0)
     if not recover.epochs and not stepped:

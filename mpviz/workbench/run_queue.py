@@ -18,7 +18,7 @@ from mpviz.errors import CheckpointError, MpvizError
 from mpviz.files import write_text
 from mpviz.recipe import Recipe
 from mpviz.workbench.jobs import background, sentence
-from mpviz.workbench.run_store import RECIPE, Entry, Run, Store, found_in, kind_of, recipe_of, title_of
+from mpviz.workbench.run_store import RECIPE, Entry, Run, Store, found_in, recipe_of, title_of
 from mpviz.workbench.run_worker import PATIENCE, RunWorker
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class RunQueue:
         owner: whose it is, on a server. Raises RecipeError for what is no recipe.
         """
         plan = recipe_of(recipe)
-        entry = Entry("", title_of(plan), kind_of(plan), plan.recover.epochs, owner, os.getcwd(), submitted=time.time())
+        entry = Entry("", title_of(plan), plan.kind, plan.recover.epochs, owner, os.getcwd(), submitted=time.time())
         name = self._new(plan.to_toml())
         self.store.change(lambda entries: [*entries, replace(entry, name=name)])
         self._beat.set()

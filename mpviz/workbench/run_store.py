@@ -103,19 +103,14 @@ def recipe_of(given: Recipe | str | Path) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error}; give a TOML file or its text") from error
 
 
-def kind_of(recipe: Recipe) -> str:
-    """Which of the three that `mpviz run` knows."""
-    return "grid" if recipe.grid.methods else "projection" if recipe.project.pattern else "plan"
-
-
 def title_of(recipe: Recipe) -> str:
     """A run in a few words, such as "fashion-vit, 60 % removed, 3 epochs"."""
-    kind, grid = kind_of(recipe), recipe.grid
+    grid = recipe.grid
     what = {
         "grid": f"{len(grid.methods)} methods × {len(grid.sparsities)} sparsities",
         "projection": f"{recipe.project.pattern} pattern",
         "plan": f"{100 * recipe.budget.sparsity:g} % removed",
-    }[kind]
+    }[recipe.kind]
     epochs = recipe.recover.epochs
     trained = [] if not epochs else [f"{epochs:g} epoch{'' if epochs == 1 else 's'}"]
     name = recipe.model.name

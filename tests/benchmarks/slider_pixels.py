@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.browser.lab import Notebook, lab_server, write_notebook  # noqa: E402
+from tests.ui.served import any_port  # noqa: E402
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 COVERAGE, BUDGETS = 2, 3  # the figures of a notebook's view, from the top left
@@ -73,16 +73,9 @@ async ([handle, plots, keys]) => {
 Times = dict[str, list[float]]
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def in_lab(browser: Browser, model: str, keys: list[str]) -> Times:
     """Steps in the view of a workbench in JupyterLab."""
-    with tempfile.TemporaryDirectory() as folder, lab_server(Path(folder) / "served", free_port(), ROOT) as server:
+    with tempfile.TemporaryDirectory() as folder, lab_server(Path(folder) / "served", any_port(), ROOT) as server:
         write_notebook(
             server.folder / "bench.ipynb",
             f"import mpviz as mp\nwb = mp.Workbench({model!r})\nwb",
@@ -100,7 +93,7 @@ def in_lab(browser: Browser, model: str, keys: list[str]) -> Times:
 
 def in_dashboard(browser: Browser, model: str, keys: list[str]) -> Times:
     """Steps on the dashboard's page."""
-    port = free_port()
+    port = any_port()
     command = [sys.executable, "-m", "mpviz.ui.dashboard", "--model", model, "--port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT)
     try:

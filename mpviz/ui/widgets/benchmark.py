@@ -175,13 +175,10 @@ def _figure(desk: Desk) -> w.Widget:
         figure["layout"]["uirevision"] = f"{state.place} {state.face} {len(state.cells)}"
         return figure
 
-    box = w.VBox([desk.figure(("cells", "place", "face"), draw, _HEIGHT)])
-
-    def follow() -> None:
-        box.layout.display = "none" if desk.workbench.face == "table" else None
-
-    desk.paint(("face",), follow)
-    return box
+    return panels.while_seen(
+        desk, ("face",), lambda: desk.workbench.face != "table",
+        lambda: desk.figure(("cells", "place", "face"), draw, _HEIGHT),
+    )  # fmt: skip
 
 
 def _drawn(state: Cells, theme: str) -> Json:

@@ -132,14 +132,10 @@ def _figure(desk: Desk) -> w.Widget:
         figure["layout"]["uirevision"] = f"{state.grid} {state.face} {state.part}"
         return figure
 
-    figure = desk.figure(("found", "face", "part"), draw, _HEIGHT)
-    box = w.VBox([figure])
-
-    def follow() -> None:
-        box.layout.display = "none" if desk.workbench.face == "table" else None
-
-    desk.paint(("face",), follow)
-    return box
+    return panels.while_seen(
+        desk, ("face",), lambda: desk.workbench.face != "table",
+        lambda: desk.figure(("found", "face", "part"), draw, _HEIGHT),
+    )  # fmt: skip
 
 
 def _drawn(state: Grids, theme: str) -> Json:

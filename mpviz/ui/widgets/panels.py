@@ -187,6 +187,18 @@ def _faces(desk: Desk, switch: w.ToggleButtons, makers: Mapping[str, Callable[[]
     return list(faces.values())
 
 
+def while_seen(desk: Desk, names: tuple[str, ...], seen: Callable[[], bool], make: Callable[[], w.Widget]) -> w.Widget:
+    """A part that is there, and follows, only while `seen()`, which one of these parameters decides."""
+    with desk.face(seen):
+        box = w.VBox([make()])
+
+    def follow() -> None:
+        box.layout.display = None if seen() else "none"
+
+    desk.paint(names, follow)
+    return box
+
+
 def lower(desk: Desk, height: int) -> w.Widget:
     """One of five, by a switch beside it: what each layer loses; tables of layers, spikes, samples; the recipe."""
     kinds = {"budgets": budgets, "layers": layer_rows, "spikes": spike_rows, "samples": sample_rows, "recipe": recipe}
