@@ -190,9 +190,12 @@ def recipes(arguments: argparse.Namespace) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    parser = commands.add_parser("report", help="write the HTML report of a finished run again")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that `mpviz run` wrote")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default report.html in that folder")
+    parser = commands.add_parser("report", help="write the report of a finished run again, or print it to PDF or PNG")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="a folder that `mpviz run` wrote, or an HTML report"
+    )
+    out = "a file ending in .html, .pdf or .png; default report.html in that folder"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     add_theme(parser)
     parser.set_defaults(command=report)
 
@@ -200,24 +203,53 @@ def _add_report(commands: Any) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """Write the report of a run that was made earlier, or of a grid as far as it has come."""
     from mpviz.files import write_text
+    from mpviz.ui.printing import FORMS, print_page
+
+    source, out = arguments.folder, arguments.out or arguments.folder / "report.html"
+    if out.suffix.lower() in FORMS:
+        print(print_page(_report_html(source, arguments.theme), out))
+        return
+    if source.is_file() or _is_projection(source):
+        where = source if source.is_file() else source / "report.html"
+        raise CheckpointError(
+            f"{source} holds a report that was written with its run: open {where}, or print it with --out report.pdf"
+        )
+    try:
+        write_text(out, _report_html(source, arguments.theme))
+    except OSError as error:
+        raise CheckpointError(f"cannot write the report {out}: {error}; nothing was changed") from error
+    print(out)
+
+
+def _report_html(source: Path, theme: str) -> str:
+    """The report of a run's folder, made anew where the folder has all of it; else as it lies there."""
     from mpviz.grid_results import read_grid
     from mpviz.recipe import read_recipe
     from mpviz.run_results import read_run
     from mpviz.ui.grid_page import grid_html
-    from mpviz.ui.report import write_report
+    from mpviz.ui.report import report_html
 
-    out = arguments.out or arguments.folder / "report.html"
-    recipe = read_recipe(arguments.folder / "recipe.toml")
-    if recipe.project.pattern:
-        raise CheckpointError(
-            f"{arguments.folder} holds a projection, whose report was written with the run; "
-            f"open {arguments.folder / 'report.html'}, or run its recipe again"
-        )
-    if recipe.grid.methods:
-        write_text(out, grid_html(read_grid(arguments.folder), arguments.theme))
-        print(out)
-        return
-    print(write_report(out, read_run(arguments.folder), theme=arguments.theme))
+    if source.is_file() or _is_projection(source):
+        return _read_page(source if source.is_file() else source / "report.html")
+    if read_recipe(source / "recipe.toml").kind == "grid":
+        return grid_html(read_grid(source), theme)
+    return report_html(read_run(source), theme=theme)
+
+
+def _is_projection(folder: Path) -> bool:
+    from mpviz.recipe import read_recipe
+
+    return read_recipe(folder / "recipe.toml").kind == "projection"
+
+
+def _read_page(path: Path) -> str:
+    try:
+        html = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read the report {path}: {error}") from error
+    if '<meta name="generator" content="mpviz">' not in html[:2000]:
+        raise CheckpointError(f"{path} is no report of mpviz; name a folder that `mpviz run` wrote, or its report.html")
+    return html
 
 
 if __name__ == "__main__":

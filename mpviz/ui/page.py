@@ -38,6 +38,7 @@ def filled_page(body: str, parts: Mapping[str, str], figures: Any, theme: str, a
         "font": FONT,
         "plotly": (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"),
         "figures": _embedded(figures),
+        "print": read_shared("print.js"),
     }
     both = shared | dict(parts)
     # one pass: what a part holds is never read for further marks

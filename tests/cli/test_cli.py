@@ -348,6 +348,23 @@ def test_report_refuses_what_is_no_run(capsys, finished, here):
     folder = shutil.copytree(finished[0], here / "copy")
     (folder / "budgets.csv").unlink()
     assert "copy is no whole run folder" in refused(capsys, "report", "copy")
+    assert "recipe.toml is no report of mpviz" in refused(capsys, "report", "copy/recipe.toml", "--out", "a.pdf")
+    said = refused(capsys, "report", "copy/report.html", "--out", "a.html")
+    assert "copy/report.html holds a report that was written with its run" in said
+    assert {path.name for path in here.iterdir()} == {"copy"}
+
+
+def test_report_is_printed_where_the_file_is_no_html(capsys, finished, projected, monkeypatch, tmp_path):
+    printed = {}
+    monkeypatch.setattr("mpviz.ui.printing.print_page", lambda html, out: printed.setdefault(out.name, html) and out)
+    folder, projection = finished[0], projected[0]
+    assert cli.main(["report", str(folder), "--out", str(tmp_path / "new.pdf"), "--theme", "dark"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'new.pdf'}\n"
+    assert "color-scheme: dark" in printed["new.pdf"]
+    for source in (folder / "report.html", projection / "report.html", projection):
+        assert cli.main(["report", str(source), "--out", str(tmp_path / "as-it-lies.png")]) == 0
+        page = source if source.is_file() else source / "report.html"
+        assert printed.pop("as-it-lies.png") == page.read_text(encoding="utf-8")
 
 
 # --- projections, and the paper's rows -----------------------------------------------------------------------------
@@ -415,8 +432,8 @@ def test_the_report_of_a_projection_is_not_written_again(capsys, projected, here
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     said = refused(capsys, "report", folder, "--out", here / "again.html")
     assert said == (
-        f"mpviz: {folder} holds a projection, whose report was written with the run; open {folder / 'report.html'}, "
-        "or run its recipe again"
+        f"mpviz: {folder} holds a report that was written with its run: open {folder / 'report.html'}, "
+        "or print it with --out report.pdf"
     )
     assert list(here.iterdir()) == [] and {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
