@@ -41,7 +41,7 @@ AFTER_TRAINING = ("population", "path", "ball")  # tiers that do not speak of ma
 
 def plan_weights(table: pd.DataFrame, plan: BudgetPlan) -> pd.Series:
     """SEB weights of a budget plan. Raises BudgetError for what `allocate` refuses, and for a β of absent roles."""
-    roles = table.loc[table["prunable"].astype(bool), "role"].unique()
+    roles = table["role"][table["prunable"].to_numpy(dtype=bool)].unique()
     for role in plan.beta_by_role:
         if role not in roles:
             raise BudgetError(
@@ -55,16 +55,18 @@ def plan_weights(table: pd.DataFrame, plan: BudgetPlan) -> pd.Series:
 def budget_table(table: pd.DataFrame, weights: pd.Series, counts: Mapping[str, int]) -> pd.DataFrame:
     """One row a prunable layer: role, params, SEB weight, removed entries, sparsity of the layer, locked."""
     names = list(counts)
-    params = table.loc[names, "params"].to_numpy()
+    places = table.index.get_indexer(pd.Index(names))
+    params = table["params"].to_numpy()[places]
     removed = np.array([counts[name] for name in names])
+    shares = weights.loc[names].to_numpy()
     return pd.DataFrame(
         {
-            "role": table.loc[names, "role"].to_numpy(),
+            "role": table["role"].to_numpy()[places],
             "params": params,
-            "weight": weights.loc[names].to_numpy(),
+            "weight": shares,
             "removed": removed,
             "sparsity": removed / params,
-            "locked": weights.loc[names].to_numpy() == 0.0,
+            "locked": shares == 0.0,
         },
         index=pd.Index(names, name="layer"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -104,6 +105,13 @@ def page_log() -> PageLog:
 @pytest.fixture
 def page(browser: Browser, page_log: PageLog) -> Iterator[Page]:
     """An empty page of 1280 × 800 that reaches this machine only; `page_log` holds what went wrong in it."""
+    with open_page(browser, page_log) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def open_page(browser: Browser, page_log: PageLog) -> Iterator[Page]:
+    """The page of the fixture, for longer than one test."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.set_default_timeout(30_000)
 

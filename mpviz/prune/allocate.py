@@ -78,7 +78,8 @@ def allocate(
     sparsity = check_sparsity(sparsity)
     if signal not in SIGNALS:
         raise BudgetError(f"unknown signal '{signal}'; {nearest(signal, SIGNALS)}")
-    prunable = table[table["prunable"].astype(bool)]
+    used = [name for name in ("role", "engine", "verdict", signal) if name in table]  # few of its many: a slider waits
+    prunable = table.loc[table["prunable"].to_numpy(dtype=bool), used]
     if prunable.empty:
         raise BudgetError("the table has no prunable layer; there is nothing to allocate")
     if "engine" in prunable:  # empty exactly where the weights could not be analysed, e.g. because one is NaN

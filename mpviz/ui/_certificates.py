@@ -15,13 +15,14 @@ from mpviz.ui.theme import Colour, Json, Palette, axis, empty, faint, hatch, lay
 if TYPE_CHECKING:
     from mpviz.workbench.proof_views import CertificateView, SampleView, TierCurve
 
-EMPTY = "Nothing is proved yet:<br>press <b>Prove</b>, or call certify()."
+EMPTY = "Nothing is proved yet: press <b>Prove</b>."
 _DASH = {"slider": "solid", "path": "dash", "bracket": "dashdot", "sub-masks": "dot", "ball": "longdash",
          "first order": "dot"}  # fmt: skip
 TIER_WORDS = {"measured": "margin > 2η", "population": "all data, at least", "gaussian": "if Gaussian"}
 _LABEL_GAP = 14.0
 _BINS = 40
 _MOST_BARS = 32
+_MOST_NAMES = 12
 
 
 def tiers(view: CertificateView | None, theme: str = "light", shown: Sequence[str] | None = None) -> Json:
@@ -122,22 +123,18 @@ def _labels(x: list[float], drawn: dict[str, TierCurve], colours: Palette) -> li
 
 
 def _title(view: CertificateView, names: list[str], drawn: dict[str, TierCurve], theme: str) -> tuple[str, str]:
+    """Short enough for a card of 390 pixels: what the bounds speak about stands in front, as it is easily missed."""
     colours = palette(theme)
     known = [name for name in ("slider", "path") if name in drawn and math.isfinite(view.here.get(name, math.nan))]
-    at = f"at {text.percent(view.sparsity)} sparsity"
+    whole, at = view.scope == "all layers", f"at {text.percent(view.sparsity)} sparsity"
     images = f"{text.count(len(view.samples))} {text.escape(view.split)} images"
     if not known:
-        title = f"{at} <b>{text.percent(view.here['unchanged'])}</b> of predictions unchanged"
-    else:
-        name = known[0]
-        share = view.here[name]
-        word = f"<span style='color:{colours.bound.text}'><b>{text.percent(share)}</b></span>"
-        where = "" if view.scope == "all layers" else f" for {text.escape(view.scope)}"
-        title = f"{at} {word} of predictions proved ({text.escape(name)}){where}"
-    if drawn and view.scope != "all layers" and any(curve.tier == "bound" for curve in drawn.values()):
-        return title, f"bounds: the other layers dense; the rest: all layers pruned; {images}"
-    missing = [name for name in names if name not in drawn]
-    return title, f"no proved bound: {', '.join(map(text.escape, missing))}; {images}" if missing else images
+        missing = [TIER_WORDS.get(name, name) for name in names if name not in drawn]
+        about = f"no proof: {text.elided(', '.join(missing), 30)}; {images}" if missing else f"{at}; {images}"
+        return f"<b>{text.percent(view.here['unchanged'])}</b> of predictions unchanged", text.escape(about)
+    word = f"<span style='color:{colours.bound.text}'><b>{text.percent(view.here[known[0]])}</b></span>"
+    title = f"{word} of predictions proved" if whole else f"{word} proved, <b>other layers dense</b>"
+    return title, f"{text.escape(known[0])} {at}; {images}"
 
 
 def margins(view: CertificateView | None, theme: str = "light", sample: int | None = None) -> Json:
@@ -187,7 +184,9 @@ def margins(view: CertificateView | None, theme: str = "light", sample: int | No
         base["shapes"].append({"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper",
                                "line": {"color": ink, "width": 1.5, "dash": dash}})  # fmt: skip
         if words:
-            base["annotations"].append(note(words, ink, x=at, y=1 - 0.09 * i, yref="paper", xanchor="left", xshift=4))
+            base["annotations"].append(
+                note(words, ink, x=at, y=1 - 0.13 * i, yref="paper", bgcolor=colours.paper, xanchor="left", xshift=4)
+            )
     return {"data": data, "layout": base}
 
 
@@ -195,9 +194,9 @@ def _margin_title(view: CertificateView, sample: int | None) -> tuple[str, str]:
     s = view.samples
     counts = (int(s.certified.sum()), int((~s.certified & ~s.changed).sum()), int(s.changed.sum()))
     certified, open_, changed = map(text.count, counts)
-    title = f"<b>{certified}</b> certified, {open_} unchanged without proof, {changed} changed"
+    title = f"<b>{certified}</b> certified, {open_} unchanged, {changed} changed"
     marked = "" if sample is None else f"; orange: sample {int(s.index[sample])}"
-    return title, f"measured, {text.count(len(s))} {text.escape(view.split)} images{marked}"
+    return title, f"measured on {text.count(len(s))} images{marked}"
 
 
 def attribution(view: CertificateView | None, theme: str = "light", sample: int | None = None) -> Json:
@@ -215,37 +214,45 @@ def attribution(view: CertificateView | None, theme: str = "light", sample: int 
     bars = [float(values[i]) for i in order]
     fills = [colours.removed.fill if (v >= 0 and sample is None) or v < 0 else colours.neutral.fill for v in bars]
     top = int(np.argmax(np.abs(values))) if len(values) else 0
-    word = text.escape(text.elided(s.layers[top], 34)) if s.layers else ""
+    word = text.escape(text.elided(text.short_name(s.layers[top]), 24)) if s.layers else ""
     if sample is None:
         heading = (
             f"<b>{word}</b> moves margins most",
-            "mean |change| of the top-2 margin, layer after layer, measured",
+            "mean |change| of the top-2 margin, layer by layer",
         )
     else:
-        heading = (f"sample {int(s.index[sample])}: <b>{word}</b> moves its margin most",
-                   f"signed changes; they add up to {text.significant(float(values.sum()))}")  # fmt: skip
+        heading = (
+            f"<b>{word}</b> moves it most",
+            f"sample {int(s.index[sample])}: changes add up to {text.significant(float(values.sum()))}",
+        )
     base = layout(theme, *heading)
     base |= {
         "xaxis": axis(theme, "logits"),
-        "yaxis": axis(theme, grid=False, tickmode="array", tickvals=list(range(len(names))),
-                      ticktext=[text.escape(text.elided(name, 28)) for name in names]),
+        # every k-th name where all would print over each other; the mouse tells the others
+        "yaxis": axis(theme, grid=False, tickmode="array", tickvals=list(range(len(names)))[::_every(len(names))],
+                      ticktext=[text.escape(text.elided(text.short_name(name), 22)) for name in names]
+                      [::_every(len(names))]),
         "bargap": 0.25,
     }  # fmt: skip
     return {
         "data": [{"type": "bar", "orientation": "h", "x": bars, "y": list(range(len(names))), "customdata": names,
                   "marker": {"color": fills, "line": {"color": colours.removed.line, "width": 0.5}},
-                  "hovertemplate": "%{x:.3g} logits<extra></extra>"}],
+                  "hovertemplate": "%{customdata}<br>%{x:.3g} logits<extra></extra>"}],
         "layout": base,
     }  # fmt: skip
 
 
-def aged(figure: Json, why: str = "of an older plan; press Prove again") -> Json:
-    """The figure greyed, with a second line that says so: what is drawn no longer belongs to the controls beside it."""
+def _every(count: int) -> int:
+    return -(-count // _MOST_NAMES)
+
+
+def aged(figure: Json, why: str = "of an older plan: press Prove again") -> Json:
+    """The figure greyed, with a title that says so: what is drawn no longer belongs to the controls beside it."""
     for trace in figure["data"]:
         trace["opacity"] = 0.35
     title = figure["layout"].get("title")
     if title and figure["data"]:
-        title["text"] += f" <b>({why})</b>"
+        title["text"] = f"<b>{why}</b><br>{title['text'].partition('<br>')[2]}"
     return figure
 
 

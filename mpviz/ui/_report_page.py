@@ -10,12 +10,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from mpviz.ui import figures, tables, text
+from mpviz.ui._certificates import TIER_WORDS as TIER_NAMES
 from mpviz.ui.page import filled_page, footer
 from mpviz.ui.theme import CONFIG, Json
 from mpviz.workbench.views import CurveView, SpectrumView
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from mpviz.workbench.proof_views import CertificateView
 
 SPECTRA_LIMIT = 2_000_000  # characters of JSON: plotly.js has 4.8 million, and the page should stay below 8
 MINUS = "−"
@@ -26,7 +29,8 @@ class Content:
     """What a report says. headline, details, caveat, curve_note: words, not escaped; an empty one is left out.
 
     tier: how the numbers of the headline are known. comparison: before and after, None when nothing was pruned.
-    table, budgets: of all and of the prunable layers. views: one a layer. recipe: TOML.
+    table, budgets: of all and of the prunable layers. views: one a layer. recipe: TOML. proofs: of this very plan.
+    layer: the one that is shown first; "" for the one with most spikes.
     """
 
     model: str
@@ -42,6 +46,8 @@ class Content:
     caveat: str = ""
     curve: CurveView | None = None
     curve_note: str = ""
+    proofs: CertificateView | None = None
+    layer: str = ""
 
 
 def page(content: Content, theme: str, when: datetime) -> str:
@@ -58,6 +64,7 @@ def page(content: Content, theme: str, when: datetime) -> str:
         "caveat": text.escape(content.caveat),
         "left_out": text.escape(left_out),
         "coverage": _coverage(content.curve, content.curve_note),
+        "proofs": _proofs(content.proofs, theme),
         "layers": tables.layers_table(content.table, content.budgets, theme=theme),
         "recipe": "\n".join(map(text.escape, content.recipe.split("\n"))),
         "footer": footer(when),
@@ -145,6 +152,34 @@ def _coverage(curve: CurveView | None, note: str) -> str:
     )
 
 
+def _proofs(view: CertificateView | None, theme: str) -> str:
+    """What is known beyond this one mask: a figure along the slider, and a row a tier."""
+    if view is None:
+        return ""
+    e = text.escape
+    rows = [
+        [e(TIER_NAMES.get(name, name)), _about(tier), share(tier["share"]) if "share" in tier else text.NONE,
+         tables.chip(tier["tier"], theme)]
+        for name, tier in view.summary()["tiers"].items()
+    ]  # fmt: skip
+    words = (
+        f"At {text.percent(view.sparsity)} sparsity, on {text.count(len(view.samples))} {view.split} images: what "
+        "cannot change for whole sets of masks and inputs, not for one mask only, and what that says of images unseen."
+    )
+    if view.scope != "all layers":
+        words += f" Bounds speak about {view.scope}, the other layers dense: {view.scope_why}."
+    table = tables.html_table(("", "about", "predictions", "known as"), rows, theme)
+    return (
+        f'<h2>What is proved</h2>\n<p class="quiet">{e(words)}</p>\n'
+        '<div id="proofs" class="figure" role="figure" aria-label="What is proved, tier by tier"></div>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="What is proved, in numbers">{table}</div>'
+    )
+
+
+def _about(tier: Mapping[str, Any]) -> str:
+    return text.escape(". ".join(filter(None, (tier["about"], tier.get("why", "")))))
+
+
 def spectrum_figures(views: Iterable[SpectrumView], theme: str = "light") -> tuple[dict[str, dict[str, Json]], str]:
     """Spectrum figures {layer: {scale: figure}} in the order of the network, and what was left out, in words.
 
@@ -188,7 +223,10 @@ def _figures(content: Content, spectra: Mapping[str, Mapping[str, Json]], theme:
         "strip": compact(figures.strip(table, None, theme)),
         "frames": {name: compact(figures.strip(table, name, theme)["layout"]["shapes"]) for name in spectra},
         "spectra": spectra,
-        "first": max(spectra, key=lambda name: (table.at[name, "prunable"], table.at[name, "n_spikes"])),
+        "proofs": None if content.proofs is None else compact(figures.tiers(content.proofs, theme)),
+        "first": content.layer
+        if content.layer in spectra
+        else max(spectra, key=lambda name: (table.at[name, "prunable"], table.at[name, "n_spikes"])),
         "coverage": None if content.curve is None else compact(figures.coverage(content.curve, theme)),
         "budgets": compact(figures.budgets(content.budgets, None, theme)),
     }

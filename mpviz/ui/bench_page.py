@@ -22,6 +22,7 @@ FIELDS = ("network", "hardware", "run")
 def bench_page(asked: Mapping[str, str]) -> tuple[bool, str]:
     """The page, and whether all that was asked for exists. asked: network, hardware, run and theme of the URL.
 
+    seen: the network of the page that led here, shown where none is asked for and it was timed.
     run: a batch with its merged tokens, such as "batch 8, 4 merged". Nothing is timed here, and nothing but the
     committed cells is opened.
     """
@@ -55,7 +56,8 @@ def _choose(every: list[Cell], asked: Mapping[str, str]) -> tuple[dict[str, str]
     for field in FIELDS:
         anywhere = list(dict.fromkeys(_trait(cell, field) for cell in every))
         choices[field] = list(dict.fromkeys(_trait(cell, field) for cell in cells))
-        value = asked.get(field, choices[field][0] if every else "")
+        first = asked["seen"] if field == "network" and asked.get("seen") in choices[field] else None
+        value = asked.get(field, first or (choices[field][0] if every else ""))
         if value not in anywhere and field in asked:
             known = nearest(value, anywhere) if every else "no measurements have come with mpviz yet"
             raise DataError(f"no {field} '{value}' here; {known}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpviz.ui import text
+from mpviz.ui._certificates import TIER_WORDS
 
 if TYPE_CHECKING:
     from mpviz.workbench.proof_views import CertificateView
@@ -114,6 +115,11 @@ CARDS = (
         f"Gaussian corollaries, {PAPER}",
     ),
 )  # fmt: skip
+
+
+def tier_tips() -> dict[str, str]:
+    """What each switch of a tier stands for in a sentence, by the word on it."""
+    return {TIER_WORDS.get(card.name, card.name): f"{card.title} ({card.tier}). {card.claim}" for card in CARDS}
 
 
 def html(shown: Sequence[str], view: CertificateView | None = None) -> str:

@@ -28,6 +28,10 @@
       step?.setAttribute("aria-label", `${words} ${field.dataset.label}`);
     }
   };
+  const explain = (field, control) => { // each of several buttons
+    const tips = JSON.parse(field.dataset.tips ?? "{}");
+    for (const button of control.closest(".bk-btn-group")?.children ?? []) button.title = tips[button.textContent] ?? "";
+  };
   // A control that is disabled while something loads loses the focus; it gets it back, unless another one has it by then.
   let last = null;
   document.addEventListener("focusin", (event) => {
@@ -43,11 +47,13 @@
       if (!control) continue;
       waiting.delete(field);
       name(field, control);
+      if (field.dataset.tips) explain(field, control);
       const tree = control.getRootNode(); // a control that changes is drawn anew in it
       new MutationObserver(() => {
         const again = tree.querySelector(CONTROLS);
         if (!again) return;
         name(field, again);
+        if (field.dataset.tips) explain(field, again);
         giveBack(field, again);
       }).observe(tree, { childList: true, subtree: true, attributeFilter: ["disabled"] });
     }
@@ -74,8 +80,19 @@
     for (const menu of menus) if (button || !menu.contains(event.target)) menu.open = false;
   });
 
+  const grow = (card, large) => {
+    card.classList.toggle("large", large);
+    card.querySelector(".grow").setAttribute("aria-pressed", large);
+  };
+  document.querySelectorAll(".grow").forEach((one) => one.addEventListener("click", ({ currentTarget: button }) => {
+    const card = button.closest(".card");
+    grow(card, !card.classList.contains("large"));
+  }));
+
   document.querySelectorAll(".compare").forEach((one) => one.addEventListener("click", ({ currentTarget: link }) => {
-    link.search = `theme=${document.documentElement.dataset.theme ?? "light"}`;
+    const seen = new URLSearchParams(location.search).get("model");
+    const query = { theme: document.documentElement.dataset.theme ?? "light", ...(seen && { seen }) };
+    link.search = new URLSearchParams(query);
   }));
 
   document.addEventListener("dblclick", (event) => {
@@ -85,7 +102,10 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") for (const menu of menus) menu.open = false;
+    if (event.key === "Escape") {
+      for (const menu of menus) menu.open = false;
+      document.querySelectorAll(".card.large").forEach((card) => grow(card, false));
+    }
     const typing = event.composedPath()[0].matches?.("input:not([type=checkbox], [type=radio]), textarea");
     if ((event.ctrlKey || event.metaKey) && !event.altKey && /^[zy]$/i.test(event.key) && !typing) {
       const what = event.shiftKey || /^y$/i.test(event.key) ? "redo" : "undo";

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -22,6 +23,7 @@ import panel as pn
 from bokeh.settings import settings
 
 from mpviz.errors import MpvizError
+from mpviz.ui.cards import tier_tips
 from mpviz.ui.dashboard_paint import RESETS
 from mpviz.ui.dashboard_server import TITLE, make_server, run_server
 from mpviz.ui.dashboard_session import Report, Session
@@ -33,6 +35,17 @@ from mpviz.workbench.serving import Serving
 from mpviz.workbench.visits import Visits
 
 LOCAL_FILES = "static/extensions/panel/"
+
+
+class _Page(pn.Template):
+    """A template that is made in a fourth of the time: panel describes all parts in words each time one is added."""
+
+    def __repr__(self) -> str:
+        return "mpviz"
+
+    def _init_doc(self, doc: Any = None, *args: Any, **more: Any) -> Any:
+        with (doc or pn.state.curdoc).models.freeze():  # and bokeh walks through all models as often
+            return super()._init_doc(doc, *args, **more)
 
 
 def app(
@@ -55,11 +68,12 @@ def app(
     except BaseException:  # a page that fails must not keep its place
         visit.close()
         raise
-    page = pn.Template(read_page_file(".html"))
+    page = _Page(read_page_file(".html"))
     page.add_variable("mpviz_css", page_css())
     page.add_variable("mpviz_js", read_page_file(".js"))
     page.add_variable("looks_tip", escape("\n\n".join(f"{look.label}: {look.tip}" for look in LOOKS)))
     page.add_variable("shuffled_tip", escape(SHUFFLED_TIP))
+    page.add_variable("tier_tips", escape(json.dumps(tier_tips()), quote=True))
     page.add_variable("resets", RESETS)
     page.add_variable("with_report", report is not None)
     page.add_variable("with_compare", compare)

@@ -15,7 +15,7 @@ from mpviz.ui.takeaway import take
 from mpviz.workbench.jobs import Job
 
 if TYPE_CHECKING:
-    from mpviz.ui.dashboard_parts import Bridge
+    from mpviz.ui.dashboard_bridge import Bridge
     from mpviz.workbench.state import Workbench
     from mpviz.workbench.visits import Visit
 

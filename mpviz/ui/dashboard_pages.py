@@ -13,10 +13,10 @@ from mpviz.ui.page import named_folders
 from mpviz.ui.sweep_page import Sweeps, sweep_page
 
 
-def _page(folders: Sequence[Path], asked: str | None, theme: str) -> tuple[bool, str]:
+def _page(folders: Sequence[Path], asked: str | None, theme: str, seen: str) -> tuple[bool, str]:
     from mpviz.ui.grid_page import compare_page  # torch comes with it, and the first page must not wait for that
 
-    return compare_page(folders, asked, theme)
+    return compare_page(folders, asked, theme, seen)
 
 
 def _patterns(asked: dict[str, str]) -> tuple[bool, str]:
@@ -53,23 +53,23 @@ class _Page(RequestHandler):
 
 
 class BenchPage(_Page):
-    """``/bench?network=…&hardware=…&run=…&theme=…``: the 2:4 benchmark that comes with mpviz."""
+    """``/bench?network=…&hardware=…&run=…&seen=…&theme=…``: the 2:4 benchmark that comes with mpviz."""
 
     async def get(self) -> None:
         """Answer with the page."""
-        await self.answer(_bench, self.asked("network", "hardware", "run", "theme"))
+        await self.answer(_bench, self.asked("network", "hardware", "run", "theme", "seen"))
 
 
 class PatternsPage(_Page):
-    """``/patterns?network=…&pattern=…&order=…&layer=…&theme=…``: k:n patterns of the bundled networks."""
+    """``/patterns?network=…&pattern=…&order=…&layer=…&seen=…&theme=…``: k:n patterns of the bundled networks."""
 
     async def get(self) -> None:
         """Answer with the page."""
-        await self.answer(_patterns, self.asked("network", "pattern", "order", "layer", "theme"))
+        await self.answer(_patterns, self.asked("network", "pattern", "order", "layer", "theme", "seen"))
 
 
 class ComparePage(_Page):
-    """``/compare?grid=…&theme=…``: methods side by side, of the given folders and of the grids that come with mpviz."""
+    """``/compare?grid=…&seen=…&theme=…``: methods side by side, of folders and of the grids of mpviz."""
 
     def initialize(self, folders: Sequence[Path], sweeps: Sweeps) -> None:
         """Take what the server was started with."""
@@ -77,7 +77,8 @@ class ComparePage(_Page):
 
     async def get(self) -> None:
         """Answer with the page."""
-        asked = self.get_query_argument("grid", None), self.get_query_argument("theme", "light")
+        get = self.get_query_argument
+        asked = get("grid", None), get("theme", "light"), get("seen", "")
         await self.answer(_page, [*self.folders, *self.sweeps.grids()], *asked)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mpviz import __version__
 from mpviz.ui import cards, figures, rows, text
 from mpviz.ui import dashboard_words as words
+from mpviz.ui.export import file_stem
 from mpviz.ui.layer_figure import layer_figure, look
 from mpviz.ui.sample_rows import sample_cells
 from mpviz.ui.takeaway import proof_figure, stamped
@@ -121,6 +122,11 @@ def _proofs(roots: Roots, seen: Seen, wb: Workbench) -> None:
     roots["why"].object = words.why_html(view, seen.right, row, wb.tiers)
 
 
+def _proving(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    if wb.proofs is None and seen.job.name == "certify":
+        _proofs(roots, seen, wb)
+
+
 def _tiers(roots: Roots, seen: Seen, wb: Workbench) -> None:
     roots["tiers"].value = list(wb.tiers)
     if seen.right == "cards":
@@ -202,9 +208,24 @@ def _job(roots: Roots, seen: Seen, wb: Workbench | None) -> None:
     for name in _NEEDS_NETWORK:
         if name in roots:
             roots[name].disabled = wb is None
-    roots["status"].object = words.status_html(seen.job)
     if wb is None:
+        roots["status"].object = words.status_html(seen.job)
         _waiting(roots, seen)
+
+
+def _status(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    roots["status"].object = words.status_html(seen.job, wb.curve)
+
+
+def _files(roots: Roots, seen: Seen, wb: Workbench) -> None:
+    """Downloads are called after what is in them."""
+    gone = () if wb.pruned_at is None else (f"{100 * wb.pruned_at[0].sparsity:g}",)
+    endings = {"checkpoint": ".safetensors", "report": ".html", "recipe": ".toml"}
+    for name, ending in endings.items():
+        if name in roots:
+            what = ("pruned", *gone) if name == "checkpoint" else (name,)
+            roots[name].filename = f"{file_stem(wb.model, *what)}{ending}"
+    roots["taken"].object = ""
 
 
 def _waiting(roots: Roots, seen: Seen) -> None:
@@ -256,6 +277,7 @@ _WITH_NETWORK: list[tuple[Callable[[Roots, Seen, Workbench], None], set[str]]] =
     (_spike_rows, {"spectrum", "lower"}),
     (_coverage, {"curve", "theme"}),
     (_proofs, {"proofs", "sample", "tiers", "theme", "right", "split", "model", *PLAN}),
+    (_proving, {"job"}),
     (_tiers, {"tiers", "proofs", "right"}),
     (_sample_rows, {"proofs", "lower"}),
     (_sample, {"sample"}),
@@ -265,6 +287,8 @@ _WITH_NETWORK: list[tuple[Callable[[Roots, Seen, Workbench], None], set[str]]] =
     (_spectrum, {"spectrum", "scale", "log_y", "view", "theme"}),
     (_lock, {"layer", "locked", "budgets"}),
     (_sources, {"model", "data", "job"}),
+    (_status, {"job", "curve"}),
+    (_files, {"model", "comparison"}),
     (_dense, {"info", "curve", "split"}),
 ]
 _ALWAYS: list[tuple[Callable[[Roots, Seen, Workbench | None], None], set[str]]] = [

@@ -1,18 +1,14 @@
-"""The dashboard's building blocks: controls, panes, and the way from job threads to the page's event loop."""
+"""The dashboard's building blocks: controls and panes."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import panel as pn
 import param
-from bokeh.document import Document
 from panel.util import LazyHTMLSanitizer
 
 from mpviz.ui.css import read_shared
@@ -112,10 +108,16 @@ def words(html: str = "", *css_classes: str) -> pn.pane.HTML:
     )
 
 
-def slider(label: str, value: float, bounds: tuple[float, float], step: float = 0.01) -> pn.widgets.FloatSlider:
+class Slider(pn.widgets.FloatSlider):
+    """A slider whose steps are told at once, where panel would wait 50 ms; what comes meanwhile is told together."""
+
+    _priority_changes = ("value",)
+
+
+def slider(label: str, value: float, bounds: tuple[float, float], step: float = 0.01) -> Slider:
     """A slider that tells each of its steps, not only the last one."""
     start, end = bounds
-    return pn.widgets.FloatSlider(
+    return Slider(
         label=label, value=value, start=start, end=end, step=step, format="0.00", **_style(sizing_mode="stretch_width")
     )
 
@@ -191,7 +193,7 @@ async def _nothing() -> None:
 def page_parts(model: str, data: str, with_report: bool) -> dict[str, Any]:
     """All parts of the page, by their names in dashboard.html."""
     return {
-        **{name: words() for name in ("dense", "status", "comparison", "footer", "alert")},
+        **{name: words() for name in ("dense", "status", "comparison", "footer", "alert", "taken")},
         "strip": figure_pane(),
         "spectrum": figure_pane(),
         "coverage": figure_pane(edits={"shapePosition": True}),  # its line is the chosen sparsity
@@ -236,7 +238,7 @@ def _lower() -> pn.widgets.RadioButtonGroup:
 def _right() -> pn.widgets.RadioButtonGroup:
     """What the card beside the spectrum shows; it changes in the browser at once."""
     faces = dict(zip(("measured", "proved", "margins", "by layer", "in words"), RIGHT, strict=True))
-    made = choice(faces, RIGHT[0], "tight")
+    made = choice(faces, RIGHT[0], "tight", "five")
     names = ", ".join(f'"{name}"' for name in RIGHT)
     made.jscallback(value=f"document.querySelector('.card.coverage').dataset.shown = [{names}][cb_obj.active]")
     return made
@@ -290,56 +292,3 @@ def offer(roots: dict[str, Any], gate: Gate) -> None:
         roots[name].options = {one: one for one in dict.fromkeys([*offered, roots[name].value])}
     for name in ("other", "open"):
         roots[name].visible = False
-
-
-class Bridge:
-    """Changes from any thread → one repaint on the page's event loop, with the newest values.
-
-    Names of what changed are collected; a repaint that waits takes up all that came meanwhile, so neither a slow
-    browser nor a fast job makes a queue. document: of the session; None paints at once, in the calling thread. Must be
-    made on the event loop when there is a document.
-    """
-
-    def __init__(self, document: Document | None, paint: Callable[[set[str]], None]) -> None:
-        self._document, self._paint = document, paint
-        self._loop = None if document is None else asyncio.get_running_loop()
-        self._lock = threading.Lock()
-        self._changed: set[str] = set()
-        self._closed = False
-
-    def mark(self, names: Iterable[str]) -> None:
-        """These have changed. Returns at once; from any thread."""
-        with self._lock:
-            waiting = bool(self._changed)
-            self._changed.update(names)
-            if waiting or self._closed or not self._changed:
-                return
-        if self._loop is None or self._document is None:
-            self.flush()
-            return
-        # The document is touched on its own thread only: while that thread collects changes, a callback that another
-        # thread adds can get lost.
-        with contextlib.suppress(RuntimeError):  # the server has ended
-            self._loop.call_soon_threadsafe(self._document.add_next_tick_callback, self.flush)
-
-    def soon(self, action: Callable[[], None]) -> None:
-        """Do it on the page's event loop; from any thread."""
-        if self._loop is None or self._document is None:
-            action()
-            return
-        with contextlib.suppress(RuntimeError):  # the server has ended
-            self._loop.call_soon_threadsafe(self._document.add_next_tick_callback, action)
-
-    def flush(self) -> None:
-        """Repaint what has changed since the last time, in one message to the browser."""
-        with self._lock:
-            changed, self._changed = self._changed, set()
-            if self._closed:
-                return
-        with pn.io.hold(self._document):
-            self._paint(changed)
-
-    def close(self) -> None:
-        """Paint no more: the page is gone."""
-        with self._lock:
-            self._closed = True

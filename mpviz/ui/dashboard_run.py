@@ -180,7 +180,9 @@ class RunAct(_Runs):
         """The recipe of the workbench whose key the page was opened with, and the same with an epoch of training."""
         visit = self.house.visits.find(given.get("visit", ""))
         if visit is None or visit.user != self.current_user_name() or visit.plan is None:
-            raise MpvizError("the workbench that this page was opened from has ended; open Run from another one")
+            raise MpvizError(
+                "the workbench that this page was opened from is gone (reloaded or closed); open Runs from it anew"
+            )
         plan = await self.in_thread(visit.plan)
         return {"plan": plan, "trained": f"{plan}\n[recover]\nepochs = 1.0\n"}
 

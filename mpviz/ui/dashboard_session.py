@@ -13,7 +13,9 @@ from mpviz.ui import dashboard_files as files
 from mpviz.ui import dashboard_parts as parts
 from mpviz.ui.dashboard_actions import Actions
 from mpviz.ui.dashboard_address import ADDRESSED, Address, read_address
+from mpviz.ui.dashboard_bridge import Bridge
 from mpviz.ui.dashboard_paint import EVERYTHING, OWN_BETA, SETTINGS, Seen, paint
+from mpviz.ui.dashboard_words import taken_html
 from mpviz.workbench.jobs import Job
 from mpviz.workbench.views import JobStatus
 from mpviz.workbench.visits import Visit, Visits
@@ -65,7 +67,7 @@ class Session(Actions):
         self.roots["theme"].value = self._theme == "dark"
         self._loading: Job | None = None
         self._address = ""
-        self._bridge = parts.Bridge(document, self._paint)
+        self._bridge = Bridge(document, self._paint)
         self._visit.end = self.close
         self._visit.show_error = lambda message: self._bridge.soon(lambda: self._show_error(message))
         self._visit.plan = self._plan_text
@@ -123,7 +125,7 @@ class Session(Actions):
         }
         for name, make in made.items():
             if name in self.roots:
-                self.roots[name].callback = self._making(make)
+                self.roots[name].callback = self._making(name, make)
 
     # --- the network ----------------------------------------------------------------------------------------------
 
@@ -198,14 +200,16 @@ class Session(Actions):
 
     # --- files to take away ---------------------------------------------------------------------------------------
 
-    def _making(self, make: Callable[[Workbench], bytes]) -> Callable[[], Any]:
+    def _making(self, name: str, make: Callable[[Workbench], bytes]) -> Callable[[], Any]:
         """A coroutine function that makes a file on another thread; after an error, which is shown, it gives None."""
 
         async def made() -> io.BytesIO | None:
             if self.wb is None:
                 return None
             try:
-                return io.BytesIO(await asyncio.to_thread(make, self.wb))
+                file = await asyncio.to_thread(make, self.wb)
+                self.roots["taken"].object = taken_html(self.roots[name].filename, len(file))
+                return io.BytesIO(file)
             except (MpvizError, OSError) as error:
                 self._show_error(str(error))
                 return None

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mpviz.workbench.views import CurveView, JobStatus
 
 EMPTY_COMPARISON = "<p class='quiet'>Press Prune to see what it costs.</p>"
-RECIPE_FILE = "recipe.toml"
 
 
 def read_page_file(suffix: str) -> str:
@@ -65,8 +64,14 @@ def _amount(value: float, dense: float) -> str:
     return text.count(value) if dense > 1 else text.percent(value)
 
 
-def status_html(job: JobStatus) -> str:
-    """A progress bar, what is being done, and how long it still takes."""
+def status_html(job: JobStatus, curve: CurveView | None = None) -> str:
+    """A progress bar, what is being done, and how long it still takes; between jobs, how far the curve is measured."""
+    if not job.busy and curve is not None and job.state != "failed":
+        known, all_of_them = curve.progress
+        if known < all_of_them:
+            ended = f"{text.escape(job.message)}; " if job.message else ""
+            said = f"{ended}measuring coverage: {known} of {all_of_them} positions"
+            return f"<progress max='1' value='{known / all_of_them:.3f}'></progress><p role='status'>{said}</p>"
     if job.state == "idle":
         return ""
     # the sentence of an error stands in the alert, and it may be long
@@ -76,6 +81,12 @@ def status_html(job: JobStatus) -> str:
     value = f" value='{job.progress:.3f}'" if job.progress > 0 else ""  # without a value the bar says “some time”
     left = "" if job.seconds_left is None else f", about {duration(job.seconds_left)} left"
     return f"<progress max='1'{value}></progress><p>{message}{left}</p>"
+
+
+def taken_html(name: str, size: int) -> str:
+    """Which file went to the browser's downloads, and how large it is."""
+    large = f"{text.significant(size / 1e6, 2)}{text.THIN}MB"
+    return f"<p class='quiet' role='status'>{text.escape(name)}, {large}, is in your downloads</p>"
 
 
 def alert_html(message: str) -> str:
@@ -98,8 +109,8 @@ def footer_html(job: JobStatus, info: Mapping[str, Any], version: str, curve: Cu
     device = str(info.get("device", "")) or text.NONE
     versions = str(info.get("versions", ""))
     parts = [
-        f"{job.name}: {job.state}" if job.name else "no job",
-        f"curve: {known} of {all_of_them} positions measured" if known < all_of_them else "",
+        f"{job.name}: {job.state}" if job.name else "",
+        f"measuring coverage: {known} of {all_of_them}" if known < all_of_them else "",
         f"locked layers let {text.percent(curve.limit)} go at most" if curve is not None and curve.limit < 1 else "",
         f"runs on {device}",
         versions if "mpviz" in versions else f"{versions} · mpviz {version}".strip(" ·"),
@@ -114,6 +125,12 @@ def why_html(view: CertificateView | None, shown: str, row: int | None, tiers: S
         return ""
     if shown == "tiers":
         reasons = sorted({*(view.why.get(name, "") for name in tiers), view.scope_why} - {""})
+        if view.scope != "all layers":
+            reasons.append(
+                f"Green lines speak about {view.scope}, the other layers dense; blue ones have all layers pruned"
+            )
         return f"<div role='status'>{' '.join(text.escape(reason) + '.' for reason in reasons)}</div>"
     lines = "<br>".join(text.escape(line) for line in why_not(view.samples, row, view.classes))
-    return f"<div role='status'><b>sample {int(view.samples.index[row])}</b><br>{lines}</div>"
+    closest = row == int(view.samples.pruned_margin.argmin())
+    which = f"sample {int(view.samples.index[row])}{', the closest call' if closest else ''}"
+    return f"<div role='status'><b>{which}</b><span>; another one: under samples</span><br>{lines}</div>"

@@ -10,7 +10,7 @@ from mpviz.errors import DataError, MpvizError, nearest
 from mpviz.grid_results import GridResult, committed_grid, committed_grids, read_grid, spectra_after
 from mpviz.ui import text
 from mpviz.ui.comparison import comparison_html
-from mpviz.ui.page import filled_page, named_folders
+from mpviz.ui.page import filled_page, named_folders, pages_nav
 from mpviz.ui.theme import THEMES
 
 
@@ -30,16 +30,20 @@ def grid_html(result: GridResult, theme: str = "light", nav: str = "") -> str:
     return comparison_html(result.metrics, result.layers, title, words, theme, spectra=spectra, nav=nav, remark=remark)
 
 
-def compare_page(folders: Sequence[Path], asked: str | None = None, theme: str = "light") -> tuple[bool, str]:
+def compare_page(
+    folders: Sequence[Path], asked: str | None = None, theme: str = "light", seen: str = ""
+) -> tuple[bool, str]:
     """The dashboard's page of one grid, and whether there is such a grid; links lead to the others.
 
     folders: of `mpviz run`, read anew each time, so that a grid that is running can be watched. asked: the last
-    part of one of their paths or one of `committed_grids`, the first when None; nothing else is ever opened.
+    part of one of their paths or one of `committed_grids`; None for the first, or for the first of the network
+    `seen`, that of the page that led here. Nothing else is ever opened.
     """
     theme = theme if theme in THEMES else "light"
     own = named_folders(folders)
     known = {key: f"{key}, of this machine" for key in own} | committed_grids()
-    name = next(iter(known), "") if asked is None else asked
+    first = [name for name in known if name.rpartition("/")[2] == seen] + list(known) + [""]
+    name = first[0] if asked is None else asked
     nav = _nav(known, name, theme)
     try:
         if name not in known:
@@ -56,9 +60,5 @@ def _nav(known: dict[str, str], shown: str, theme: str) -> str:
         here = ' aria-current="page"' if current else ""
         return f'<a href="?{text.escape(urlencode(query))}"{here}>{text.escape(words)}</a>'
 
-    other = "light" if theme == "dark" else "dark"
     links = [link(words, name == shown, grid=name, theme=theme) for name, words in known.items()]
-    links.append(link(f"{other} colours", grid=shown, theme=other))
-    return (
-        f'<nav aria-label="Grids"><a href="./">Workbench</a><a href="./run?theme={theme}">Run</a>{"".join(links)}</nav>'
-    )
+    return f'{pages_nav("compare", {"grid": shown}, theme)}<nav aria-label="Grids">{"".join(links)}</nav>'

@@ -27,11 +27,14 @@ MERGED = 4
 def patterns_page(asked: Mapping[str, str]) -> tuple[bool, str]:
     """The page, and whether all that was asked for exists. asked: network, pattern, order, layer and theme of the URL.
 
+    seen: the network of the page that led here, shown where none is asked for and it is one of ours.
+
     Nothing but the bundled networks is ever opened; other names are told to be unknown.
     """
     theme = asked.get("theme", "light") if asked.get("theme", "light") in THEMES else "light"
     try:
-        network = _known("network", asked.get("network", NETWORKS[0]), NETWORKS)
+        seen = asked.get("seen")
+        network = _known("network", asked.get("network", seen if seen in NETWORKS else NETWORKS[0]), NETWORKS)
         pattern = _known("pattern", asked.get("pattern", PATTERNS[0]), PATTERNS)
         order = _known("order", asked.get("order", ORDERS[0]), ORDERS)
         layers = pattern_layers(network)

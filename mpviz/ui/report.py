@@ -75,13 +75,17 @@ def _details(result: RunResult) -> str:
 
 def _curve_note(curve: CurveView, result: RunResult) -> str:
     note = "" if result.recovered is None else "The curve is of pruning alone, without training. "
-    if curve.n_samples == len(result.certificate):
-        return note.strip()
+    return f"{note}{_preview_note(curve.n_samples, len(result.certificate))}".strip()
+
+
+def _preview_note(images: int, of: int) -> str:
+    """How far a curve of some images may be from the numbers of all."""
+    if images == of:
+        return ""
     # two standard errors of a share of one half: no share scatters more
     return (
-        f"{note}The curve is measured on {text.count(curve.n_samples)} of the {text.count(len(result.certificate))} "
-        f"images, which leaves up to about ±{text.significant(100 / curve.n_samples**0.5, 1)} points between it and "
-        "the numbers above."
+        f"The curve is measured on {text.count(images)} of the {text.count(of)} images, which leaves up to about "
+        f"±{text.significant(100 / images**0.5, 1)} points between it and the numbers above."
     )
 
 
@@ -101,7 +105,15 @@ def workbench_html(workbench: Workbench, theme: str = "light", when: datetime | 
     if curve is not None and (curve.stale or not np.isfinite(curve.coverage).any()):
         curve = None  # nothing is measured for these budgets yet
     now = None if curve is None else curve.current
-    if curve is None or now is None or not np.isfinite(now["coverage"]):
+    pruned = workbench.certificate if workbench.comparison_is_current else None
+    if pruned is not None:  # on the whole split, where the curve beside it has some images
+        tier = pruned.tier
+        headline = _headline(budgets, pruned.coverage, workbench.model)
+        details = (
+            f"On {text.count(len(pruned))} {pruned.split} images, {text.percent(pruned.unchanged)} of the predictions "
+            f"stay the same and {text.percent(pruned.accuracy)} are right. "
+        )
+    elif curve is None or now is None or not np.isfinite(now["coverage"]):
         share = text.percent(_share(budgets))
         headline, details, tier = f"{workbench.model} with {share} of its prunable weights chosen to go", "", ""
     else:
@@ -124,6 +136,9 @@ def workbench_html(workbench: Workbench, theme: str = "light", when: datetime | 
         comparison=workbench.comparison,
         caveat="" if workbench.comparison_is_current else "Pruned with other settings than those of this report.",
         curve=curve,
+        curve_note="" if curve is None or pruned is None else _preview_note(curve.n_samples, len(pruned)),
+        proofs=workbench.proofs if workbench.proofs_are_current else None,
+        layer=workbench.layer,
     )
     return page(content, theme, when or datetime.now().astimezone())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,3 +87,16 @@ class CertificateView:
     scope: str = "all layers"
     scope_why: str = ""
     delta: float = DELTA
+
+    def summary(self) -> dict[str, Any]:
+        """What is known at the plan, as JSON can hold it: {tier: its share, or why there is none}, and about what."""
+        tiers: dict[str, dict[str, Any]] = {}
+        for name, curve in self.curves.items():
+            found: dict[str, Any] = {"tier": curve.tier, "about": self.about.get(name) or curve.about}
+            share = self.here.get(name, math.nan)
+            found |= {"share": share} if math.isfinite(share) else {"why": self.why.get(name) or curve.why}
+            tiers[name] = found
+        return {
+            "sparsity": self.sparsity, "split": self.split, "samples": len(self.samples),
+            "bounds_speak_about": self.scope, "because": self.scope_why, "tiers": tiers,
+        }  # fmt: skip

@@ -296,12 +296,17 @@ class Workbench(Remembering):
         return measured is None or measured == (self.plan, self.split)
 
     def save(self, path: str | Path) -> Path:
-        """Write the last pruned model with masks, recipe and results. Raises ModelError when nothing was pruned yet."""
+        """Write the last pruned model with masks, recipe, results, and its proofs where `certify` made some.
+
+        Raises ModelError when nothing was pruned yet.
+        """
         with self._lock:
-            if self.pruned is None or self.certificate is None:
+            if self.pruned is None or self.certificate is None or self.pruned_at is None:
                 raise ModelError("nothing is pruned yet; call prune() and wait for it before saving")
             pruned, masks, recipe = self.pruned, self.masks, self._pruned_recipe
             results = results_of(self.certificate, self._pruned_budgets)
+            if self.proofs is not None and self._proved_at == (*self.pruned_at, self.model):
+                results["proofs"] = self.proofs.summary()
         return save(path, pruned, masks, recipe=recipe, results=results)
 
     def cancel(self) -> None:

@@ -17,10 +17,11 @@ import pytest
 from mpviz.benchmark.ledger import write_cell
 from mpviz.ui import theme
 from tests.browser.axe import grave
+from tests.conftest import PageLog, open_page
 from tests.ui.bench_cells import committed
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.browser
 START = 60_000  # milliseconds: the first page waits for torch
@@ -62,7 +63,8 @@ def _any_port() -> int:
 def address(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A dashboard on the small network, in a process of its own."""
     port = _any_port()
-    command = [sys.executable, "-m", "mpviz.ui.dashboard", "--model", "fashion-mlp", "--port", str(port)]
+    command = [sys.executable, "-m", "mpviz", "dashboard", "fashion-mlp", "--port", str(port)]
+    command += ["--runs", str(tmp_path_factory.mktemp("runs"))]
     yield from _serve(command, port, root, tmp_path_factory.mktemp("dashboard") / "log.txt")
 
 
@@ -74,6 +76,28 @@ def dashboard(page: Page, page_log: Any, address: str) -> Iterator[Page]:
     yield page
     assert page_log.errors == []
     assert page_log.outside == []
+
+
+@pytest.fixture(scope="module")
+def lender(browser: Browser, address: str) -> Iterator[tuple[Page, PageLog]]:
+    log = PageLog()
+    with open_page(browser, log) as page:
+        yield page, log
+
+
+_failed: list[int] = [-1]  # tests that had failed when the page was lent last
+
+
+@pytest.fixture
+def lent(lender: tuple[Page, PageLog], address: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """One page for all tests that leave it as they found it; loaded again after one that failed."""
+    page, log = lender
+    if request.session.testsfailed != _failed[0]:
+        page.goto(address)
+        page.locator(".budgets .bars").first.wait_for(timeout=START)
+    _failed[0] = request.session.testsfailed
+    yield page
+    assert log.errors == [] and log.outside == []
 
 
 def figure(page: Page, card: str) -> dict[str, Any]:
@@ -101,42 +125,44 @@ def press(page: Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
 
-def test_the_page_shows_everything_without_scrolling(dashboard: Page) -> None:
-    assert dashboard.title() == "mpviz"
-    until(dashboard, lambda: len(figure(dashboard, "coverage")["data"][0]["x"]) == 21)
-    assert "<b>features.fc1</b>" in title(dashboard, "spectrum")
-    assert "3 layers" in title(dashboard, "strip")
-    assert "50\u202f% removed" in title(dashboard, "budgets")
-    assert "of predictions certified" in title(dashboard, "coverage")
-    assert dashboard.get_by_text("dense accuracy").inner_text().endswith("on 1\u202f000 test images")
-    assert dashboard.locator("footer").get_by_text("runs on cpu").is_visible()
+def test_the_page_shows_everything_without_scrolling(lent: Page) -> None:
+    assert lent.title() == "mpviz"
+    until(lent, lambda: len(figure(lent, "coverage")["data"][0]["x"]) == 21)
+    assert "<b>features.fc1</b>" in title(lent, "spectrum")
+    assert "3 layers" in title(lent, "strip")
+    assert "50\u202f% removed" in title(lent, "budgets")
+    assert "of predictions certified" in title(lent, "coverage")
+    assert lent.get_by_text("dense accuracy").inner_text().endswith("on 1\u202f000 test images")
+    assert lent.locator("footer").get_by_text("runs on cpu").is_visible()
     heights = "() => ['html', 'aside'].map((name) => document.querySelector(name)).map((e) => e.scrollHeight)"
-    assert max(dashboard.evaluate(heights)) <= 800
+    assert max(lent.evaluate(heights)) <= 800
 
 
-def test_every_control_has_a_name_and_a_tooltip(dashboard: Page) -> None:
+def test_every_control_has_a_name_and_a_tooltip(lent: Page) -> None:
     for name in ("sparsity", "β", "decay end", "β of attention layers", "β of MLP layers"):
-        handle = slider(dashboard, name)
+        handle = slider(lent, name)
         handle.focus()
         assert handle.get_attribute("aria-valuetext")
         assert handle.evaluate("(e) => e.matches(':focus') || e.closest('[disabled]') !== null")
     for name in ("network", "data set", "split", "layer"):
-        assert dashboard.get_by_role("combobox", name=name, exact=True).count() == 1
+        assert lent.get_by_role("combobox", name=name, exact=True).count() == 1
     bare = "() => [...document.querySelectorAll('.field:not(.words):not([title])')].length"
-    assert dashboard.evaluate(bare) == 0
+    assert lent.evaluate(bare) == 0
 
 
-def test_a_slider_moves_budgets_and_position(dashboard: Page) -> None:
-    before = figure(dashboard, "budgets")["data"]
-    slider(dashboard).focus()
+def test_a_slider_moves_budgets_and_position(lent: Page) -> None:
+    before = figure(lent, "budgets")["data"]
+    slider(lent).focus()
     for _ in range(5):
-        dashboard.keyboard.press("ArrowRight")
-    until(dashboard, lambda: "55\u202f% removed" in title(dashboard, "budgets"))
-    until(dashboard, lambda: "measured" in title(dashboard, "coverage") or _at(dashboard) == 55)
-    after = figure(dashboard, "budgets")["data"]
+        lent.keyboard.press("ArrowRight")
+    until(lent, lambda: "55\u202f% removed" in title(lent, "budgets"))
+    until(lent, lambda: "measured" in title(lent, "coverage") or _at(lent) == 55)
+    after = figure(lent, "budgets")["data"]
     assert [bar["y"] for bar in after] != [bar["y"] for bar in before]
-    assert _at(dashboard) == pytest.approx(55)
-    assert slider(dashboard).get_attribute("aria-valuetext") == "0.55"
+    assert _at(lent) == pytest.approx(55)
+    assert slider(lent).get_attribute("aria-valuetext") == "0.55"
+    slider(lent).dblclick()
+    until(lent, lambda: "50\u202f% removed" in title(lent, "budgets"))
 
 
 def _at(page: Page) -> float | None:
@@ -162,49 +188,73 @@ def test_the_position_of_the_curve_can_be_dragged(dashboard: Page) -> None:
     assert (shape["y0"], shape["y1"]) == (0, 1)
 
 
-def test_a_click_and_the_arrow_keys_choose_the_layer(dashboard: Page) -> None:
-    second = dashboard.locator(".strip .trace.bars").last.locator(".point path").nth(1).bounding_box()
+def test_a_click_and_the_arrow_keys_choose_the_layer(lent: Page) -> None:
+    second = lent.locator(".strip .trace.bars").last.locator(".point path").nth(1).bounding_box()
     assert second is not None
-    dashboard.mouse.click(second["x"] + second["width"] / 2, second["y"] + second["height"] / 2)
-    until(dashboard, lambda: "<b>features.fc2</b>" in title(dashboard, "spectrum"))
-    chosen = dashboard.get_by_role("combobox", name="layer", exact=True)
-    until(dashboard, lambda: chosen.input_value() == "features.fc2")
-    dashboard.keyboard.press("ArrowRight")
-    until(dashboard, lambda: "<b>head</b>" in title(dashboard, "spectrum"))
-    press(dashboard, "previous layer")
-    until(dashboard, lambda: "<b>features.fc2</b>" in title(dashboard, "spectrum"))
-    slider(dashboard).focus()
-    dashboard.keyboard.press("ArrowLeft")
-    until(dashboard, lambda: "49\u202f% removed" in title(dashboard, "budgets"))
-    assert "<b>features.fc2</b>" in title(dashboard, "spectrum"), "on a slider the arrow keys are the slider's"
+    lent.mouse.click(second["x"] + second["width"] / 2, second["y"] + second["height"] / 2)
+    until(lent, lambda: "<b>features.fc2</b>" in title(lent, "spectrum"))
+    chosen = lent.get_by_role("combobox", name="layer", exact=True)
+    until(lent, lambda: chosen.input_value() == "features.fc2")
+    lent.keyboard.press("ArrowRight")
+    until(lent, lambda: "<b>head</b>" in title(lent, "spectrum"))
+    press(lent, "previous layer")
+    until(lent, lambda: "<b>features.fc2</b>" in title(lent, "spectrum"))
+    slider(lent).focus()
+    lent.keyboard.press("ArrowLeft")
+    until(lent, lambda: "49\u202f% removed" in title(lent, "budgets"))
+    assert "<b>features.fc2</b>" in title(lent, "spectrum"), "on a slider the arrow keys are the slider's"
+    lent.keyboard.press("ArrowRight")
+    press(lent, "previous layer")
+    until(lent, lambda: "<b>features.fc1</b>" in title(lent, "spectrum"))
+    until(lent, lambda: "50\u202f% removed" in title(lent, "budgets"))
 
 
-def test_the_spectrum_changes_its_scales(dashboard: Page) -> None:
-    assert "singular value" in figure(dashboard, "spectrum")["layout"]["xaxis"]["title"]["text"]
-    press(dashboard, "λ")
-    until(dashboard, lambda: "eigenvalue" in figure(dashboard, "spectrum")["layout"]["xaxis"]["title"]["text"])
-    press(dashboard, "log")
-    until(dashboard, lambda: figure(dashboard, "spectrum")["layout"]["yaxis"].get("type") == "log")
+def test_the_spectrum_changes_its_scales(lent: Page) -> None:
+    assert "singular value" in figure(lent, "spectrum")["layout"]["xaxis"]["title"]["text"]
+    press(lent, "λ")
+    until(lent, lambda: "eigenvalue" in figure(lent, "spectrum")["layout"]["xaxis"]["title"]["text"])
+    press(lent, "log")
+    until(lent, lambda: figure(lent, "spectrum")["layout"]["yaxis"].get("type") == "log")
+    press(lent, "linear")
+    press(lent, "s")
+    until(lent, lambda: "singular value" in figure(lent, "spectrum")["layout"]["xaxis"]["title"]["text"])
 
 
-def test_prune_finishes_and_its_files_can_be_taken_away(dashboard: Page, tmp_path: Path) -> None:
-    press(dashboard, "Prune")
-    table = dashboard.locator("aside table")
+def test_a_newcomer_has_a_pruned_proved_and_reported_network_after_few_clicks(
+    page: Page, page_log: Any, address: str, tmp_path: Path
+) -> None:
+    page.add_init_script("window.clicks = 0; addEventListener('click', (e) => (window.clicks += e.isTrusted), true)")
+    page.goto(f"{address}/?samples=80")  # fewer images than the page proposes: the way is the same
+    page.locator(".budgets .bars").first.wait_for(timeout=START)
+    until(page, lambda: page.get_by_role("button", name="Checkpoint", exact=True).is_disabled())
+    press(page, "Prune")
+    table = page.locator("aside table")
     table.wait_for(timeout=START)
     shown = table.inner_text()
     assert "10\u202f000 images" in shown and "certified" in shown and "measured" in shown
-    dashboard.locator("aside").get_by_text("pruned at 50").wait_for()
+    page.locator("aside").get_by_text("pruned at 50").wait_for()
     assert re.search(r"331\s776", shown), "kept of the prunable weights"
+    press(page, "Prove")
+    card = page.locator(".card.coverage")
+    card.get_by_text("Proving …").wait_for()
+    card.get_by_text("of predictions proved").wait_for(timeout=4 * START)
     files = {}
-    for name in ("Recipe", "Checkpoint"):
-        with dashboard.expect_download() as started:
-            dashboard.get_by_text(name, exact=True).click()
+    for name in ("Checkpoint", "Report", "Recipe"):
+        with page.expect_download() as started:
+            press(page, name)
         files[started.value.suggested_filename] = Path(started.value.path()).read_bytes()
-    assert tomllib.loads(files["recipe.toml"].decode())["budget"]["sparsity"] == 0.5
+        page.locator("aside").get_by_text(f"{started.value.suggested_filename}, ").wait_for()
+    assert page.evaluate("window.clicks") == 5
     import mpviz as mp
 
-    (tmp_path / "pruned.safetensors").write_bytes(files["pruned.safetensors"])
-    assert sum(int((~mask).sum()) for mask in mp.load(tmp_path / "pruned.safetensors").masks.values()) == 331_776
+    assert tomllib.loads(files["fashion-mlp-recipe.toml"].decode())["budget"]["sparsity"] == 0.5
+    (tmp_path / "pruned.safetensors").write_bytes(files["fashion-mlp-pruned-50.safetensors"])
+    kept = mp.load(tmp_path / "pruned.safetensors")
+    assert sum(int((~mask).sum()) for mask in kept.masks.values()) == 331_776
+    assert kept.results["proofs"]["samples"] == 80 and kept.results["proofs"]["tiers"]["slider"]["share"] > 0.9
+    assert "What is proved" in files["fashion-mlp-report.html"].decode()
+    _read_the_proofs(page, card)
+    assert page_log.errors == [] and page_log.outside == []
 
 
 def test_cancel_cancels_and_the_page_stays_awake(dashboard: Page) -> None:
@@ -240,18 +290,18 @@ def test_an_unknown_network_is_a_sentence_and_the_old_one_stays(dashboard: Page)
     until(dashboard, lambda: alert.count() == 0)
 
 
-@pytest.mark.parametrize("name", ["light", "dark"])
-def test_the_page_and_its_figures_share_one_theme(dashboard: Page, tmp_path: Path, name: str) -> None:
-    if name == "dark":
-        press(dashboard, "light or dark colours")
-    paper = theme.THEMES[name].paper
-    for card in ("strip", "spectrum", "coverage", "budgets"):
-        until(dashboard, lambda card=card: figure(dashboard, card)["layout"]["paper_bgcolor"] == paper)
-    rgb = ", ".join(str(int(paper[i : i + 2], 16)) for i in (1, 3, 5))
-    assert dashboard.evaluate("() => getComputedStyle(document.body).backgroundColor") == f"rgb({rgb})"
-    picture = tmp_path / f"dashboard-{name}.png"
-    dashboard.screenshot(path=picture)
-    assert picture.stat().st_size > 40_000
+def test_the_page_and_its_figures_share_one_theme(lent: Page, tmp_path: Path) -> None:
+    for name in ("light", "dark", "light"):
+        paper = theme.THEMES[name].paper
+        for card in ("strip", "spectrum", "coverage", "budgets"):
+            until(lent, lambda card=card, paper=paper: figure(lent, card)["layout"]["paper_bgcolor"] == paper)
+        rgb = ", ".join(str(int(paper[i : i + 2], 16)) for i in (1, 3, 5))
+        assert lent.evaluate("() => getComputedStyle(document.body).backgroundColor") == f"rgb({rgb})"
+        picture = tmp_path / f"dashboard-{name}.png"
+        lent.screenshot(path=picture)
+        assert picture.stat().st_size > 40_000
+        press(lent, "light or dark colours")
+    press(lent, "light or dark colours")
 
 
 def test_methods_are_compared_on_a_page_of_their_own(dashboard: Page) -> None:
@@ -306,8 +356,9 @@ def test_patterns_are_explored_on_a_page_of_their_own(dashboard: Page, address: 
             page.get_by_label(field, exact=True).select_option(value)
         return shown()
 
+    assert "features.fc2 at 2:4" in shown() and "theme=dark" in page.url, "of the network of the workbench"
     middle = "blocks.3.attn.qkv"
-    assert f"{middle} at 2:4" in shown() and "theme=dark" in page.url
+    assert f"{middle} at 2:4" in choose("network", "fashion-vit")
     before = page.locator("#groups").evaluate("(plot) => plot.data[0].z")
     assert f"{middle} at 8:16" in choose("pattern", "8:16")
     assert page.locator("#groups").evaluate("(plot) => plot.data[0].z") != before
@@ -402,14 +453,14 @@ def test_the_benchmark_has_a_page_of_its_own(page: Page, page_log: Any, benched:
     assert page_log.errors == [] and page_log.outside == []
 
 
-def test_two_browsers_have_two_states(dashboard: Page, address: str) -> None:
-    other = dashboard.context.new_page()
+def test_two_browsers_have_two_states(lent: Page, address: str) -> None:
+    other = lent.context.new_page()
     other.goto(address)
     other.locator(".budgets .bars").first.wait_for(timeout=START)
     slider(other).focus()
     other.keyboard.press("ArrowRight")
     until(other, lambda: "51\u202f% removed" in title(other, "budgets"))
-    assert "50\u202f% removed" in title(dashboard, "budgets")
+    assert "50\u202f% removed" in title(lent, "budgets")
     other.close()
 
 
@@ -432,25 +483,25 @@ def first_column(page: Page, face: str = "layers") -> list[str]:
     return table(page, face).locator("tbody th").all_inner_texts()
 
 
-def test_the_spectrum_is_looked_at_in_four_ways_and_beside_its_null(dashboard: Page) -> None:
-    looks = dashboard.get_by_role("combobox", name="how the spectrum is drawn", exact=True)
-    log = dashboard.get_by_role("button", name="log", exact=True)
+def test_the_spectrum_is_looked_at_in_four_ways_and_beside_its_null(lent: Page) -> None:
+    looks = lent.get_by_role("combobox", name="how the spectrum is drawn", exact=True)
+    log = lent.get_by_role("button", name="log", exact=True)
     for label, traces in (("distribution", "residual"), ("Q–Q", "law"), ("tail", "power law")):
         looks.select_option(label)
-        until(dashboard, lambda traces=traces: traces in {t["name"] for t in figure(dashboard, "spectrum")["data"]})
+        until(lent, lambda traces=traces: traces in {t["name"] for t in figure(lent, "spectrum")["data"]})
         assert log.is_disabled()
     looks.select_option("histogram")
-    until(dashboard, lambda: "rug" in {t["name"] for t in figure(dashboard, "spectrum")["data"]})
+    until(lent, lambda: "rug" in {t["name"] for t in figure(lent, "spectrum")["data"]})
     assert log.is_enabled()
 
     def outline() -> int:
-        return next(len(t["x"]) for t in figure(dashboard, "spectrum")["data"] if t["name"] == "shuffled entries")
+        return next(len(t["x"]) for t in figure(lent, "spectrum")["data"] if t["name"] == "shuffled entries")
 
     assert outline() == 0
-    press(dashboard, "shuffled")
-    until(dashboard, lambda: outline() > 10)
-    press(dashboard, "shuffled")
-    until(dashboard, lambda: outline() == 0)
+    press(lent, "shuffled")
+    until(lent, lambda: outline() > 10)
+    press(lent, "shuffled")
+    until(lent, lambda: outline() == 0)
 
 
 def test_the_table_sorts_selects_locks_and_follows_the_slider(dashboard: Page) -> None:
@@ -490,38 +541,39 @@ def test_the_table_sorts_selects_locks_and_follows_the_slider(dashboard: Page) -
     assert "<b>features.fc1</b>" in title(dashboard, "spectrum")
 
 
-def test_the_spike_table_lists_the_spikes_of_the_layer(dashboard: Page) -> None:
-    press(dashboard, "spikes")
-    rows = table(dashboard, "spikes").locator("tbody tr")
+def test_the_spike_table_lists_the_spikes_of_the_layer(lent: Page) -> None:
+    press(lent, "spikes")
+    rows = table(lent, "spikes").locator("tbody tr")
     rows.first.wait_for()
-    marks = next(t for t in figure(dashboard, "spectrum")["data"] if t["name"] == "spikes" and "customdata" in t)
-    assert rows.count() == len(marks["customdata"]) and first_column(dashboard, "spikes")[:2] == ["1", "2"]
-    assert "Benaych-Georges" in str(
-        table(dashboard, "spikes").locator("[data-column='left'] button").get_attribute("title")
-    )
-    first = first_column(dashboard, "spikes")
-    table(dashboard, "spikes").locator("th[data-column='strength'] button").click()
-    table(dashboard, "spikes").locator("th[data-column='strength'] button").click()
-    assert first_column(dashboard, "spikes") == first[::-1]
-    dashboard.keyboard.press("Escape")
-    press(dashboard, "next layer")
-    until(dashboard, lambda: rows.count() != len(first))
+    marks = next(t for t in figure(lent, "spectrum")["data"] if t["name"] == "spikes" and "customdata" in t)
+    assert rows.count() == len(marks["customdata"]) and first_column(lent, "spikes")[:2] == ["1", "2"]
+    assert "Benaych-Georges" in str(table(lent, "spikes").locator("[data-column='left'] button").get_attribute("title"))
+    first = first_column(lent, "spikes")
+    table(lent, "spikes").locator("th[data-column='strength'] button").click()
+    table(lent, "spikes").locator("th[data-column='strength'] button").click()
+    assert first_column(lent, "spikes") == first[::-1]
+    lent.keyboard.press("Escape")
+    press(lent, "next layer")
+    until(lent, lambda: rows.count() != len(first))
+    press(lent, "previous layer")
+    press(lent, "budgets")
+    until(lent, lambda: "<b>features.fc1</b>" in title(lent, "spectrum"))
 
 
-def test_figures_and_tables_can_be_taken_away(dashboard: Page) -> None:
+def test_figures_and_tables_can_be_taken_away(lent: Page) -> None:
     import io
 
     import pandas as pd
 
     def taken(click: Callable[[], None]) -> tuple[str, bytes]:
-        with dashboard.expect_download() as started:
+        with lent.expect_download() as started:
             click()
         return started.value.suggested_filename, Path(started.value.path()).read_bytes()
 
     def menu(what: str, form: str) -> Callable[[], None]:
         def click() -> None:
-            dashboard.locator(f"details:has([data-take='{what}']) summary").click()
-            dashboard.locator(f"[data-take='{what}'][data-form='{form}']").click()
+            lent.locator(f"details:has([data-take='{what}']) summary").click()
+            lent.locator(f"[data-take='{what}'][data-form='{form}']").click()
 
         return click
 
@@ -533,20 +585,21 @@ def test_figures_and_tables_can_be_taken_away(dashboard: Page) -> None:
     assert name == "fashion-mlp-coverage.html" and data.startswith(b"<!doctype html>") and len(data) > 1_000_000
     name, data = taken(menu("budgets", "csv"))
     assert name == "fashion-mlp-budgets.csv" and data.startswith(b"layer,role")
-    assert dashboard.locator("details[open]").count() == 0
-    press(dashboard, "layers")
-    name, data = taken(lambda: table(dashboard).get_by_role("button", name="CSV").click())
+    assert lent.locator("details[open]").count() == 0
+    press(lent, "layers")
+    name, data = taken(lambda: table(lent).get_by_role("button", name="CSV").click())
     assert name == "fashion-mlp-layers.csv" and len(pd.read_csv(io.BytesIO(data))) == 3
-    name, data = taken(lambda: table(dashboard).get_by_role("button", name="Parquet").click())
+    name, data = taken(lambda: table(lent).get_by_role("button", name="Parquet").click())
     assert name == "fashion-mlp-layers.parquet" and len(pd.read_parquet(io.BytesIO(data))) == 3
+    press(lent, "budgets")
 
 
-def test_a_figure_taken_away_draws_itself_without_network(dashboard: Page, tmp_path: Path) -> None:
-    with dashboard.expect_download() as started:
-        dashboard.locator("details:has([data-take='budgets']) summary").click()
-        dashboard.locator("[data-take='budgets'][data-form='html']").click()
+def test_a_figure_taken_away_draws_itself_without_network(lent: Page, tmp_path: Path) -> None:
+    with lent.expect_download() as started:
+        lent.locator("details:has([data-take='budgets']) summary").click()
+        lent.locator("[data-take='budgets'][data-form='html']").click()
     started.value.save_as(tmp_path / "figure.html")
-    alone = dashboard.context.new_page()
+    alone = lent.context.new_page()
     asked: list[str] = []
     alone.on("request", lambda request: asked.append(request.url))
     alone.goto((tmp_path / "figure.html").as_uri())
@@ -567,85 +620,106 @@ def test_a_load_does_not_take_the_focus_away(dashboard: Page) -> None:
     assert dashboard.get_by_role("combobox", name="layer", exact=True).input_value() == layer
 
 
-def test_images_beyond_the_split_are_put_right_and_said(dashboard: Page) -> None:
-    field = dashboard.locator(".number input")
+def test_images_beyond_the_split_are_put_right_and_said(lent: Page) -> None:
+    field = lent.locator(".number input")
     for typed, kept in (("99999999", "10000"), ("-5", "1"), ("0", "1")):
         field.fill(typed)
         field.press("Enter")
-        until(dashboard, lambda kept=kept: re.sub(r"\\D", "", field.input_value()) == kept)
-    assert "images asked for" in dashboard.get_by_role("alert").inner_text()
+        until(lent, lambda kept=kept: re.sub(r"\\D", "", field.input_value()) == kept)
+    assert "images asked for" in lent.get_by_role("alert").inner_text()
+    press(lent, "dismiss this message")
+    field.fill("1000")
+    field.press("Enter")
+    until(lent, lambda: lent.get_by_role("alert").count() == 0)
 
 
-def test_a_double_click_sets_a_slider_back(dashboard: Page) -> None:
-    slider(dashboard).focus()
+def test_a_double_click_sets_a_slider_back(lent: Page) -> None:
+    slider(lent).focus()
     for _ in range(3):
-        dashboard.keyboard.press("ArrowRight")
-    until(dashboard, lambda: slider(dashboard).get_attribute("aria-valuetext") == "0.53")
-    slider(dashboard).dblclick()
-    until(dashboard, lambda: slider(dashboard).get_attribute("aria-valuetext") == "0.50")
+        lent.keyboard.press("ArrowRight")
+    until(lent, lambda: slider(lent).get_attribute("aria-valuetext") == "0.53")
+    slider(lent).dblclick()
+    until(lent, lambda: slider(lent).get_attribute("aria-valuetext") == "0.50")
 
 
-@pytest.mark.parametrize("width", [1280, 1000, 800])
-def test_nothing_is_cut_off_or_covered(dashboard: Page, width: int) -> None:
-    dashboard.set_viewport_size({"width": width, "height": 800})
-    dashboard.wait_for_timeout(600)
-    for shown in ("budgets", "layers", "spikes"):
-        dashboard.get_by_role("group", name="table or figure").get_by_role("button", name=shown).click()
-        dashboard.wait_for_timeout(200)
-        assert dashboard.evaluate("() => document.documentElement.scrollWidth") <= width
-        cut = dashboard.evaluate(
-            "() => [...document.querySelectorAll('.tools')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
-        )
-        assert cut == 0
-    boxes = dashboard.evaluate(
-        "() => [...document.querySelectorAll('main > .card')].map((e) => e.getBoundingClientRect().toJSON())"
-    )
-    for i, a in enumerate(boxes):
-        for b in boxes[:i]:
-            apart = (
-                a["left"] >= b["right"] or b["left"] >= a["right"] or a["top"] >= b["bottom"] or b["top"] >= a["bottom"]
+def test_nothing_is_cut_off_or_covered(lent: Page) -> None:
+    for width in (1000, 800, 1280):
+        lent.set_viewport_size({"width": width, "height": 800})
+        lent.wait_for_timeout(600)
+        for shown in ("budgets", "layers", "spikes"):
+            lent.get_by_role("group", name="table or figure").get_by_role("button", name=shown).click()
+            lent.wait_for_timeout(200)
+            assert lent.evaluate("() => document.documentElement.scrollWidth") <= width
+            cut = lent.evaluate(
+                "() => [...document.querySelectorAll('.tools')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
             )
-            assert apart
+            assert cut == 0
+        boxes = lent.evaluate(
+            "() => [...document.querySelectorAll('main > .card')].map((e) => e.getBoundingClientRect().toJSON())"
+        )
+        for i, a in enumerate(boxes):
+            for b in boxes[:i]:
+                apart = (
+                    a["left"] >= b["right"]
+                    or b["left"] >= a["right"]
+                    or a["top"] >= b["bottom"]
+                    or b["top"] >= a["bottom"]
+                )
+                assert apart
+    press(lent, "budgets")
 
 
-def test_prove_shows_its_tiers_its_samples_and_why_one_is_not_certified(dashboard: Page, address: str) -> None:
-    dashboard.goto(f"{address}/?samples=80")
-    dashboard.locator(".budgets .bars").first.wait_for(timeout=START)
-    press(dashboard, "Prove")
-    card = dashboard.locator(".card.coverage")
-    card.get_by_text("of predictions proved").wait_for(timeout=4 * START)
+def _read_the_proofs(page: Page, card: Locator) -> None:
+    """Tiers, samples and words of a proof, and why one sample is not certified."""
     card.locator("text", has_text="sub-masks").wait_for()
-    press(dashboard, "margins")
-    card.get_by_text("unchanged without proof").wait_for()
+    tip = card.get_by_role("button", name="bracket", exact=True).get_attribute("title")
+    assert tip is not None and tip.startswith("Every mask between two sparsities")
+    _enlarge(page, card)
+    press(page, "margins")
+    card.get_by_text(" certified, ").wait_for()
     card.get_by_text("logits ahead of").wait_for()
-    press(dashboard, "by layer")
-    card.get_by_text("moves its margin most").wait_for()
-    press(dashboard, "proved")
-    press(dashboard, "samples")
-    row = dashboard.locator(".card.budgets tbody tr").filter(has=dashboard.locator("img"))
+    press(page, "by layer")
+    card.get_by_text("moves it most").wait_for()
+    press(page, "proved")
+    press(page, "samples")
+    row = page.locator(".card.budgets tbody tr").filter(has=page.locator("img"))
     row.first.wait_for()
     assert row.first.locator("img").evaluate("image => image.naturalWidth") == 28
-    assert grave(dashboard, "tiers and samples", "main") == []
+    assert grave(page, "tiers and samples", "main") == []
     number = row.nth(1).locator("th").inner_text()
     row.nth(1).click()
     card.get_by_text(f"sample {number}", exact=True).wait_for()
-    press(dashboard, "in words")
+    press(page, "in words")
     card.get_by_text("Every position of the slider in a stretch").wait_for()
     assert card.get_by_text("Every mask between two sparsities").count() == 0
-    press(dashboard, "bracket")
+    press(page, "bracket")
     card.get_by_text("Every mask between two sparsities").wait_for()
     assert card.get_by_text("logits ahead of").filter(visible=True).count() == 0
-    press(dashboard, "proved")
+    press(page, "proved")
     card.get_by_text("bracket", exact=True).nth(1).wait_for()
     for form in ("PNG", "HTML"):
         card.locator("summary").click()
-        with dashboard.expect_download() as started:
+        with page.expect_download() as started:
             card.get_by_role("button", name=form, exact=True).click()
         assert started.value.suggested_filename == f"fashion-mlp-tiers.{form.lower()}"
-    slider = dashboard.get_by_role("slider", name="sparsity")
+    slider = page.get_by_role("slider", name="sparsity")
     slider.focus()
     slider.press("ArrowRight")
     card.get_by_text("of an older plan").wait_for()
+
+
+def _enlarge(page: Page, card: Locator) -> None:
+    """The card fills the page and goes back, by mouse and by key, its figure with it."""
+
+    def width() -> float:
+        box = card.locator(".face[data-face=proofs] .main-svg").first.bounding_box()
+        return 0.0 if box is None else box["width"]
+
+    small = width()
+    page.get_by_role("button", name="enlarge predictions").click()
+    until(page, lambda: width() > 900)
+    page.keyboard.press("Escape")
+    until(page, lambda: width() == small)
 
 
 def test_what_is_set_is_in_the_address_and_can_be_undone_pasted_and_opened(dashboard: Page, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from mpviz.ui import cards, figures
 from mpviz.ui._certificates import why_not
+from mpviz.ui.dashboard_words import why_html
 from mpviz.ui.sample_rows import SAMPLE_COLUMNS, sample_cells
 from mpviz.ui.theme import palette
 from mpviz.workbench.names import TIERS
@@ -72,21 +74,39 @@ def test_each_tier_has_its_colour_and_a_bound_names_its_set() -> None:
     assert drawn["measured"]["marker"]["color"] == colours.measured.fill
     assert "every position" in drawn["slider"]["hovertext"][0]
     assert drawn["slider"]["y"] == [99.0, 94.0, 70.0]
-    assert "proved (slider)" in figure["layout"]["title"]["text"]
+    title = figure["layout"]["title"]["text"]
+    assert "of predictions proved" in title and "slider at" in title and "dense" not in title
 
 
 def test_what_is_not_proved_is_said_and_never_drawn_as_nothing() -> None:
     figure = figures.tiers(make(proved=False))
     assert "slider" not in {trace["name"] for trace in figure["data"]}
     title = figure["layout"]["title"]["text"]
-    assert "no proved bound: slider" in title
-    assert "proved (" not in title
+    assert "no proof: slider" in title
+    assert "proved" not in title
 
 
-def test_a_part_of_the_layers_is_named() -> None:
-    title = figures.tiers(make(scope="the last 3 of 24 layers alone"))["layout"]["title"]["text"]
-    assert "for the last 3 of 24 layers alone" in title
-    assert "the other layers dense" in title
+def test_bounds_that_speak_about_a_part_of_the_layers_say_so_before_all_else() -> None:
+    view = make(scope="the last 3 of 24 layers alone")
+    title = figures.tiers(view)["layout"]["title"]["text"]
+    assert "proved, <b>other layers dense</b><br>" in title
+    said = why_html(view, "tiers", 0, TIERS)
+    assert "the last 3 of 24 layers alone" in said and "all layers pruned" in said
+    assert "all layers pruned" not in why_html(make(), "tiers", 0, TIERS)
+
+
+def test_titles_fit_the_card_and_names_do_not_print_over_each_other() -> None:
+    view = make(scope="the last 3 of 24 layers alone", proved=True)
+    many = tuple(f"blocks.{i}.attn.qkv.weight" for i in range(24))
+    samples = replace(view.samples, layers=many, steps=np.linspace(-1, 1, 24 * len(view.samples)).reshape(-1, 24))
+    view = replace(view, samples=samples, attribution=dict.fromkeys(many, 0.1))
+    drawn = [figures.tiers(view), figures.tiers(make(proved=False)), figures.margins(view, sample=1)]
+    drawn += [figures.attribution(view), figures.attribution(view, sample=1), figures.aged(figures.tiers(view))]
+    for figure in drawn:
+        lines = re.sub(r"<(?!br)[^>]*>", "", figure["layout"]["title"]["text"]).split("<br>")
+        assert len(lines) == 2 and len(lines[0]) <= 42 and len(lines[1]) <= 52, lines
+    axis = figures.attribution(view)["layout"]["yaxis"]
+    assert len(axis["ticktext"]) == len(axis["tickvals"]) == 12 and axis["ticktext"][0] == "blocks.23.attn.qkv"
 
 
 def test_tiers_are_shown_one_by_one() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from mpviz.errors import MpvizError
 from mpviz.ui import dashboard, dashboard_paint, dashboard_words, theme
-from mpviz.ui.dashboard_parts import Bridge, page_parts, words
+from mpviz.ui.dashboard_bridge import Bridge
+from mpviz.ui.dashboard_parts import page_parts, words
 from mpviz.ui.dashboard_session import Session
 from mpviz.ui.takeaway import FIGURES, TABLES
 from mpviz.workbench.views import CurveView, JobStatus
@@ -73,6 +74,12 @@ def test_the_status_says_what_is_done_and_how_long_it_takes():
     assert "value='0.250'" in running and "dense network, about 3 min 20 s left" in running
     assert "value" not in dashboard_words.status_html(JobStatus("load", "running", 0.0, "loading"))
     assert dashboard_words.status_html(JobStatus()) == ""
+    half = np.where(np.arange(21) < 10, 0.9, np.nan)
+    curve = CurveView(np.linspace(0, 1, 21), half, half, half)
+    assert "measuring coverage: 10 of 21 positions" in dashboard_words.status_html(JobStatus(), curve)
+    assert "10 of 21" not in dashboard_words.status_html(JobStatus("prune", "running", 0.2, "dense network"), curve)
+    whole = replace(curve, coverage=np.ones(21))
+    assert dashboard_words.status_html(JobStatus("prune", "done", 1.0, "prune finished"), whole).count("progress") == 0
     failed = dashboard_words.status_html(JobStatus("load", "failed", 0.1, "a long sentence"))
     assert "load failed" in failed and "sentence" not in failed
 
@@ -88,15 +95,15 @@ def test_the_footer_says_how_far_the_curve_is():
     some = nothing.copy()
     some[:3] = 0.9
     view = CurveView(np.linspace(0, 1, 21), some, nothing, nothing)
-    assert "curve: 3 of 21 positions" in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", view)
+    assert "measuring coverage: 3 of 21" in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", view)
     limited = replace(view, limit=0.1)  # locked layers hold the rest
     assert view.positions[:3].tolist() == [0, 0.05, 0.1]
     words = dashboard_words.footer_html(JobStatus(), {}, "0.1.0", limited)
-    assert "positions" not in words and "locked layers let 10\u202f% go at most" in words
+    assert "measuring" not in words and "locked layers let 10\u202f% go at most" in words
     old = replace(view, coverage=np.ones(21), stale=True)
-    assert "curve: 0 of 21 positions" in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", old)
+    assert "measuring coverage: 0 of 21" in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", old)
     view = CurveView(np.linspace(0, 1, 21), np.ones(21), nothing, nothing)
-    assert "curve" not in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", view)
+    assert "measuring" not in dashboard_words.footer_html(JobStatus(), {}, "0.1.0", view)
 
 
 def test_all_colours_of_the_page_come_from_the_theme():

@@ -210,10 +210,40 @@ def test_a_workbench_has_a_report_before_and_after_pruning(hostile):
     hostile.prune().wait(60)
     page = workbench_html(hostile, when=WHEN)
     after = Reader(page)
-    assert text.percent(hostile.preview.coverage) in after.all("h1")
+    # of all 500 images, as the table beside it; the preview of 40 says another number
+    assert f"{text.percent(hostile.certificate.coverage)} of the predictions" in after.all("h1")
+    assert hostile.preview.coverage != hostile.certificate.coverage
+    assert "The curve is measured on 40 of the 500 images" in after.all("p")
     assert "test accuracy, 500 images" in after.all("td") and "other settings" not in page
     hostile.sparsity = 0.7
     assert "Pruned with other settings than those of this report." in workbench_html(hostile)
+    hostile.sparsity = 0.5
+
+
+def test_what_was_proved_for_this_plan_is_in_the_report_and_in_the_checkpoint(hostile, tmp_path):
+    hostile.prune().wait(60)
+    assert "What is proved" not in workbench_html(hostile)
+    hostile.save(tmp_path / "measured.safetensors")
+    assert "proofs" not in mp.load(tmp_path / "measured.safetensors", model=Net()).results
+    hostile.certify(20).wait(120)
+    page = workbench_html(hostile)
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    assert len(drawn["proofs"]["data"]) > 3
+    view, cells = hostile.proofs, Reader(page).all("td")
+    for name, share in view.here.items():
+        if np.isfinite(share):
+            assert _report_page.share(share) in cells, name
+    assert all(text.escape(why) in text.escape(cells) for why in view.why.values())
+    path = hostile.save(tmp_path / "proved.safetensors")
+    told = mp.load(path, model=Net()).results["proofs"]
+    assert told == view.summary() and told["samples"] == 20 and told["sparsity"] == 0.5
+    assert told["tiers"]["slider"] == {
+        "tier": "bound", "about": view.about["slider"], "share": view.here["slider"],
+    }  # fmt: skip
+    hostile.sparsity = 0.7  # of another plan: neither has it
+    assert "What is proved" not in workbench_html(hostile)
+    hostile.prune().wait(60)
+    assert "proofs" not in mp.load(hostile.save(tmp_path / "other.safetensors"), model=Net()).results
     hostile.sparsity = 0.5
 
 
