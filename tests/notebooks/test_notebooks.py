@@ -74,7 +74,7 @@ SAYS = {
         2: r"plotly",
         3: r"interleave +0\.\d+[\s\S]*hungarian +0\.\d+",
         4: r"[1-9]\d* permutations folded:\n",
-        5: r"dense 9\d\.\d% of 1000 test images[\s\S]*CAST, reordered, repaired",
+        5: r"dense 9\d\.\d% of 400 test images[\s\S]*CAST, reordered, repaired",
         6: r"6\.833 G executed: 61\.10% less\n7\.0594 G by the paper's convention: 59\.807%[\s\S]*plotly",
         7: r"dense \d\d\.\d%, 2:4 \d\d\.\d%, trained \d\d\.\d%",
         8: r"plotly",
