@@ -10,6 +10,7 @@ import pandas as pd
 from mpviz.errors import DataError
 from mpviz.ui import tables, text
 from mpviz.ui.method_figures import MARKS, check_columns, method_colour, removed_figure, spectra_figure, usual_sparsity
+from mpviz.ui.method_words import glossary_html
 from mpviz.ui.page import filled_page, footer
 from mpviz.ui.paper_tables import paper_tables
 from mpviz.ui.reservoir_figure import reservoir_figure, restoring_methods
@@ -165,6 +166,7 @@ def comparison_html(
         "spectra_at": f"{100 * spectra['sparsity'].iloc[0]:g}" if spectra is not None and names else "",
         "remark": text.escape(remark),
         "title": text.escape(title),
+        "glossary": glossary_html(methods),
         "measured": tables.chip("measured", theme),
         "table": comparison_table_html(metrics, theme),
         "paper": paper_tables(set(metrics["sparsity"]), set(metrics["phase"]), theme),

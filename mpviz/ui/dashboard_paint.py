@@ -123,7 +123,7 @@ def _proofs(roots: Roots, seen: Seen, wb: Workbench) -> None:
 
 
 def _proving(roots: Roots, seen: Seen, wb: Workbench) -> None:
-    if wb.proofs is None and seen.job.name == "certify":
+    if wb.proofs is None and seen.job.name == "prove":
         _proofs(roots, seen, wb)
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mpviz.workbench.proof_views import CertificateView
     from mpviz.workbench.views import CurveView, JobStatus
 
+_CERTIFIED = (
+    "<p class='quiet'>Certified: the margin is more than twice what any logit moved, so this mask cannot have changed "
+    "the label. Prove speaks about whole sets of masks.</p>"
+)
 EMPTY_COMPARISON = "<p class='quiet'>Press Prune to see what it costs.</p>"
 
 
@@ -54,7 +58,7 @@ def comparison_html(table: pd.DataFrame | None, caption: str = "", current: bool
     head = "<tr><td></td><th scope='col'>dense</th><th scope='col'>pruned</th></tr>"
     said = f"<p class='quiet' role='status'>{caption}</p>" if caption else ""
     old = "" if current else " class='old'"
-    return f"{said}<table{old}><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f"{said}<table{old}><thead>{head}</thead><tbody>{body}</tbody></table>{_CERTIFIED}"
 
 
 def _amount(value: float, dense: float) -> str:

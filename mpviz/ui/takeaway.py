@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def proof_figure(wb: Workbench, what: str, theme: str) -> Json:
     """The figure "tiers", "margins" or "attribution", greyed when it is no longer of the present plan."""
     view = wb.proofs
-    if view is None and wb.job.busy and wb.job.name == "certify":
+    if view is None and wb.job.busy and wb.job.name == "prove":
         return figures.empty("Proving …<br>the lines appear when all of them are there.", theme)
     if what == "tiers":
         figure = figures.tiers(view, theme, wb.tiers)

@@ -277,5 +277,6 @@ def coverage_title(curve: CurveView, theme: str = "light") -> tuple[str, str]:
         return "<b>Certified predictions against sparsity</b>", ", ".join(filter(None, (images, waiting)))
     tier = str(now["tier"])
     share = _word(f"<b>{percent(now['coverage'])}</b>", colours.tier(tier).text)
-    title = f"at {percent(now['sparsity'])} sparsity {share} of predictions certified"
-    return title, ", ".join(filter(None, (_word(escape(tier), colours.tier(tier).text), images, waiting)))
+    at = f"at {percent(now['sparsity'])} sparsity"  # in the second line: the first has to fit a narrow card
+    known = (_word(escape(tier), colours.tier(tier).text), at, images, waiting)
+    return f"{share} of predictions certified", ", ".join(filter(None, known))

@@ -76,7 +76,7 @@ class Proving(LayerInView):
             self._proved_at = (plan, split.name, subject.name)
             self._set(proofs=view, sample=int(view.samples.pruned_margin.argmin()))
 
-        return self._run("certify", work)
+        return self._run("prove", work)
 
     @property
     def proofs_are_current(self) -> bool:

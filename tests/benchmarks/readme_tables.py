@@ -207,7 +207,16 @@ def endpoints_table() -> str:
     return "\n".join(lines)
 
 
+def walk_table() -> str:
+    """What somebody new clicks on the dashboard, and how long the page takes."""
+    record = json.loads((ROOT / "data/benchmarks/walk.json").read_text())
+    lines = ["| click | the page answers after, s | all is there after, s |", "| --- " * 3 + "|"]
+    lines += [f"| {step['click']} | {step['answered_s']:.1f} | {step['done_s']:.1f} |" for step in record["steps"]]
+    return "\n".join([*lines, f"| {record['clicks']} clicks | | {record['seconds']} |"])
+
+
 TABLES = {
+    "walk": walk_table,
     "endpoints": endpoints_table,
     "patterns": patterns_table,
     "merged": merged_table,

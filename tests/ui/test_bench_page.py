@@ -74,6 +74,14 @@ def tables_of(page: str) -> list[list[list[str]]]:
     return [rows_of(part.split("</table>")[0]) for part in page.split("<table")[1:]]
 
 
+def test_the_network_of_the_page_that_led_here_is_shown_where_it_was_timed(cells: list[Cell]) -> None:
+    networks = list(dict.fromkeys(cell.model for cell in cells))
+    assert len(networks) > 1
+    for seen, shown in ((networks[-1], networks[-1]), ("resnet18", networks[0]), ("", networks[0])):
+        known, _, page = page_of(seen=seen)
+        assert known and selected(page)["network"] == shown
+
+
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 

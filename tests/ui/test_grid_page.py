@@ -12,8 +12,10 @@ import mpviz as mp
 from mpviz.errors import DataError
 from mpviz.grid_results import committed_grid, committed_grids, spectra_after
 from mpviz.nets.paths import data_root
-from mpviz.recipe import CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe
+from mpviz.prune.methods import METHODS
+from mpviz.recipe import STEPPED, CertifyPlan, DataPlan, GridPlan, ModelPlan, Recipe
 from mpviz.ui.grid_page import compare_page, grid_html
+from mpviz.ui.method_words import glossary_html, method_words
 
 PLAN = Recipe(
     ModelPlan("fashion-mlp"), DataPlan(folder="bundled"), certify=CertifyPlan(samples=100),
@@ -55,6 +57,21 @@ def test_a_committed_grid_has_its_page(name: str) -> None:
     there, page = compare_page([], name, "dark")
     assert there and "color-scheme: dark" in page
     assert page.count('aria-current="page"') == 1 and page.count("?grid=") == len(committed_grids()) + 1
+
+
+def test_every_method_of_a_committed_grid_is_explained_and_others_are_not_made_up() -> None:
+    for name in committed_grids():
+        for method in committed_grid(name).metrics["method"].unique():
+            assert method_words(method), method
+    assert all(method_words(name) for name in (*METHODS, *STEPPED))
+    said = glossary_html(["magnitude", "<b>mine"])
+    assert said.count("<dt>") == 1 and "mine" not in said and glossary_html(["mine"]) == ""
+
+
+def test_the_page_of_a_network_opens_where_one_comes_from_it() -> None:
+    assert "<h1>fashion-vit" in compare_page([], seen="fashion-vit")[1]
+    for other in ("", "mine", "../../etc"):
+        assert compare_page([], seen=other)[0] and "<h1>fashion-resnet" in compare_page([], seen=other)[1]
 
 
 def test_the_page_follows_a_running_grid_and_opens_nothing_that_was_not_named(tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ def test_the_first_page_is_of_the_first_of_each() -> None:
         assert form.count(f'value="{one}"') == 1
 
 
+def test_the_network_of_the_page_that_led_here_is_shown_where_it_is_one_of_ours() -> None:
+    for seen, shown in (("fashion-mlp", "fashion-mlp"), ("vit_tiny", NETWORKS[0]), ("", NETWORKS[0])):
+        known, _, page = page_of(seen=seen)
+        assert known and selected(page)["network"] == shown
+    assert selected(page_of(seen="fashion-mlp", network="fashion-resnet")[2])["network"] == "fashion-resnet"
+
+
 def cells() -> pd.DataFrame:
     rows = []
     for epochs, tome, accuracy in ((0, 0, 0.8), (0, 4, 0.7), (3, 0, 0.9)):

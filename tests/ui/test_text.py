@@ -133,8 +133,8 @@ def test_the_coverage_title_names_tier_and_samples():
     now = {"sparsity": 0.5, "coverage": 0.9731, "unchanged": 0.99, "accuracy": 0.9, "tier": "measured"}
     curve = CurveView(np.linspace(0, 1, 21), nothing, nothing, nothing, now, 1000, "test")
     title, note = (plain(words) for words in text.coverage_title(curve))
-    assert title == "at 50 % sparsity 97.3 % of predictions certified"
-    assert note == "measured, 1 000 test images"
+    assert title == "97.3 % of predictions certified"
+    assert note == "measured, at 50 % sparsity, 1 000 test images"
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
