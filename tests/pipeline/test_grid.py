@@ -27,7 +27,7 @@ PLAN = Recipe(
 RECIPES = Path(__file__).parents[2] / "data" / "recipes"
 TRAINED = replace(
     PLAN, grid=GridPlan(["magnitude", "ser"], [0.3, 0.6]),
-    recover=RecoverPlan(1, 1.0, optimizer="sgd", learning_rate=0.01, batch=1000, options={"smoothing": 0.0}),
+    recover=RecoverPlan(0.3, 0.3, optimizer="sgd", learning_rate=0.01, batch=900, options={"smoothing": 0.0}),
 )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_each_method_sees_the_same_number_of_images_before_and_after(trained: Gr
         for sparsity in (0.2, 0.3, 0.6):  # 20 %: where a hybrid starts to restore
             place = trained.folder / f"cells/{method}/seed-0"
             steps = pd.read_csv(place / f"recovery-{sparsity:.4f}/metrics.csv")
-            assert len(steps) == (2 - selection) * 9  # 9 000 images, 1 000 a step
+            assert len(steps) == (2 - selection) * 3  # of 9 000 images three tenths, 900 a step
         assert set(trained.metrics["sparsity"]) == {0.3, 0.6}
         assert not list(trained.folder.glob("cells/*/*/recovery-*/*.safetensors"))
     back = trained.metrics.groupby("method")["restored"].sum()
