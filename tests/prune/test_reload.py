@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ import mpviz as mp
 from mpviz.errors import CheckpointError, ModelError, PatternError
 from mpviz.nets.tome import merge_tokens, merged_tokens, schedule_of
 from mpviz.prune.cast import Projected, project
-from mpviz.prune.fold import fold_permutations
+from mpviz.prune.fold import Folded, fold_permutations
 
 FRESH = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 import mpviz as mp
 torch.set_num_threads(1)
-kept = mp.load(sys.argv[1])
-with torch.no_grad():
-    logits = kept.model(load_file(sys.argv[2])["images"])
-order = {f"order/{name}": value for name, value in kept.permutations.items()}
-masks = {f"mask/{name}": value for name, value in kept.masks.items()}
-save_file({"logits": logits, "tome": torch.tensor(kept.tome), **order, **masks}, sys.argv[3])
-print(kept.pattern)
+images = load_file(sys.argv[1])["images"]
+for path in sys.argv[2:]:
+    kept = mp.load(path)
+    with torch.no_grad():
+        logits = kept.model(images)
+    order = {f"order/{name}": value for name, value in kept.permutations.items()}
+    masks = {f"mask/{name}": value for name, value in kept.masks.items()}
+    save_file({"logits": logits, "tome": torch.tensor(kept.tome), **order, **masks}, path + ".out")
+    print(kept.pattern)
 """
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -45,13 +48,6 @@ def images() -> Tensor:
     return mp.load_data("fashion-mnist").calibration.sample(24)[0]
 
 
-def fresh(path: Path, images: Tensor, folder: Path) -> tuple[dict[str, Tensor], str]:
-    save_file({"images": images}, folder / "images")
-    command = [sys.executable, "-c", FRESH, str(path), str(folder / "images"), str(folder / "out")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    return load_file(folder / "out"), said
-
-
 def answers(model: nn.Module, images: Tensor) -> Tensor:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -62,26 +58,50 @@ def answers(model: nn.Module, images: Tensor) -> Tensor:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda one: one if isinstance(one, str) else "-".join(one))
-def test_a_fresh_process_gives_the_same_bits(
-    name: str, options: dict[str, Any], images: Tensor, tmp_path: Path
-) -> None:
-    found = project(mp.load_model(name), "2:4", images, **options)
-    path = mp.save(tmp_path / "projected", found.model, **found.saved_as)
-    there, said = fresh(path, images, tmp_path)
+@dataclass
+class Kept:
+    """A model that was saved, and what a process begun afterwards found in the file."""
+
+    made: Projected | Folded
+    file: Path
+    there: dict[str, Tensor] = field(default_factory=dict)
+    said: str = ""
+
+
+@pytest.fixture(scope="module")
+def kept(images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> list[Kept]:
+    """All cases, and at the end a folded model; one fresh process reads them all."""
+    folder = tmp_path_factory.mktemp("kept")
+    found: list[Kept] = []
+    for number, (name, options) in enumerate(CASES):
+        projected = project(mp.load_model(name), "2:4", images, **options)
+        found.append(Kept(projected, mp.save(folder / f"projected-{number}", projected.model, **projected.saved_as)))
+    resnet = mp.load_model("fashion-resnet")
+    projected = project(resnet, "2:4", images, permute="hungarian", foldable=True, conv="native")
+    folded = fold_permutations(projected.model, projected.masks, projected.permutations, "2:4", "native")
+    found.append(Kept(folded, mp.save(folder / "folded", folded.model, folded.masks, folded.permutations)))
+    save_file({"images": images}, folder / "images")
+    command = [sys.executable, "-c", FRESH, str(folder / "images"), *(str(one.file) for one in found)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    for one, words in zip(found, said, strict=True):
+        one.there, one.said = load_file(f"{one.file}.out"), words
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join((name, *options)) for name, options in CASES])
+def test_a_fresh_process_gives_the_same_bits(number: int, images: Tensor, kept: list[Kept]) -> None:
+    options, found, there = CASES[number][1], kept[number].made, kept[number].there
+    assert isinstance(found, Projected)
     assert torch.equal(there["logits"], answers(found.model, images))
-    assert said == str({"pattern": "2:4", "conv": options.get("conv", "flattened")})
+    assert kept[number].said == str({"pattern": "2:4", "conv": options.get("conv", "flattened")})
     assert tuple(there["tome"].tolist()) == found.tome == schedule_of(found.model)
     assert bool(found.tome) == ("tome" in options)
     assert found.permutations and all(torch.equal(there[f"order/{n}"], o) for n, o in found.permutations.items())
     assert all(torch.equal(there[f"mask/{n}"], mask) for n, mask in found.masks.items())
 
 
-def test_a_folded_model_gives_the_same_bits_too(images: Tensor, tmp_path: Path) -> None:
-    found = project(mp.load_model("fashion-resnet"), "2:4", images, permute="hungarian", foldable=True, conv="native")
-    folded = fold_permutations(found.model, found.masks, found.permutations, "2:4", "native")
-    path = mp.save(tmp_path / "folded", folded.model, folded.masks, folded.permutations)
-    assert torch.equal(fresh(path, images, tmp_path)[0]["logits"], answers(folded.model, images))
+def test_a_folded_model_gives_the_same_bits_too(images: Tensor, kept: list[Kept]) -> None:
+    assert torch.equal(kept[-1].there["logits"], answers(kept[-1].made.model, images))
 
 
 def test_a_file_merges_as_asked_and_a_given_architecture_too(images: Tensor, tmp_path: Path) -> None:
@@ -107,9 +127,9 @@ def test_a_file_merges_as_asked_and_a_given_architecture_too(images: Tensor, tmp
 
 def distilled(found: Projected, teacher: nn.Module, **options: Any) -> Any:
     data = mp.load_data("fashion-mnist", folder="bundled").train
-    some = type(data)("train", torch.utils.data.Subset(data.dataset, range(96)), data.classes)
+    some = type(data)("train", torch.utils.data.Subset(data.dataset, range(64)), data.classes)
     return mp.distill(
-        found.model, teacher, some, found.masks, epochs=2, batch=32, learning_rate=1e-3, check=found.check, **options
+        found.model, teacher, some, found.masks, epochs=1, batch=32, learning_rate=1e-3, check=found.check, **options
     )
 
 
