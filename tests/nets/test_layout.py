@@ -16,7 +16,8 @@ PROGRAM = """
 import sys, torch, mpviz as mp
 torch.set_num_threads(1)
 with torch.inference_mode():
-    torch.save(mp.load(sys.argv[1]).model(torch.load(sys.argv[2])), sys.argv[3])
+    for path in sys.argv[2:]:
+        torch.save(mp.load(path).model(torch.load(sys.argv[1])), path + ".out")
 """
 
 
@@ -31,23 +32,34 @@ def unfused():
     return model
 
 
-@pytest.mark.parametrize("make", [channels_last, unfused])
-def test_a_fresh_process_gives_the_same_bits(make, tmp_path):
+MAKERS = {"channels_last": (channels_last, "fashion-resnet"), "unfused": (unfused, "fashion-vit")}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Both as files, and beside each what a fresh process gets from it."""
+    folder = tmp_path_factory.mktemp("layouts")
+    torch.save(IMAGES, folder / "images.pt")
+    files = {name: mp.save(folder / name, make()) for name, (make, _) in MAKERS.items()}
+    subprocess.run([sys.executable, "-c", PROGRAM, folder / "images.pt", *files.values()], check=True, timeout=120)
+    return files
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_fresh_process_gives_the_same_bits(name, kept):
+    make, plain_name = MAKERS[name]
     model = make()
-    path, images, out = mp.save(tmp_path / "net", model), tmp_path / "images.pt", tmp_path / "out.pt"
-    torch.save(IMAGES, images)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
             expected = model(IMAGES)
-            plain = mp.load_model("fashion-vit" if make is unfused else "fashion-resnet")(IMAGES)
+            plain = mp.load_model(plain_name)(IMAGES)
     finally:
         torch.set_num_threads(threads)
-    subprocess.run([sys.executable, "-c", PROGRAM, path, images, out], check=True, timeout=120)
-    assert torch.equal(torch.load(out), expected)
+    assert torch.equal(torch.load(f"{kept[name]}.out"), expected)
     assert not torch.equal(plain, expected), "else this test would say nothing"
-    assert layout_of(mp.load(path).model) == layout_of(model) != {}
+    assert layout_of(mp.load(kept[name]).model) == layout_of(model) != {}
 
 
 def test_a_plain_model_has_no_layout():
