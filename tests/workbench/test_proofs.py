@@ -18,11 +18,18 @@ def wb() -> Workbench:
     wb.close()
 
 
-def test_every_tier_is_below_what_is_measured(wb: Workbench) -> None:
+@pytest.fixture(scope="module")
+def proved(wb: Workbench) -> Workbench:
+    """The workbench with proofs of 40 samples."""
     assert wb.proofs is None
     assert wb.proofs_are_current
-    assert wb.certify(60).wait(120).state == "done"
-    view = wb.proofs
+    assert wb.certify(40).wait(120).state == "done"
+    return wb
+
+
+def test_every_tier_is_below_what_is_measured(proved: Workbench) -> None:
+    view = proved.proofs
+    assert view is not None
     assert view.violations == 0
     assert view.scope == "all layers"
     unchanged = view.curves["unchanged"].coverage
@@ -36,20 +43,19 @@ def test_every_tier_is_below_what_is_measured(wb: Workbench) -> None:
     assert list(view.curves) == list(TIERS)
     assert (view.curves["population"].coverage < unchanged).all()
     assert view.here["slider"] > 0.9
-    assert len(view.samples) == 60
-    assert len(view.samples.pictures) == 60
+    assert len(view.samples) == 40
+    assert len(view.samples.pictures) == 40
     steps = view.samples.steps.sum(axis=1)
     moved = view.samples.pruned_margin - view.samples.margin
     same = ~view.samples.changed & (view.samples.dense_top[:, 1] == view.samples.pruned_top[:, 1])
     np.testing.assert_allclose(steps[same], moved[same], atol=1e-4)
 
 
-def test_proofs_grow_old_with_the_plan_and_go_with_the_network(wb: Workbench) -> None:
-    wb.certify(20).wait(120)
-    wb.sparsity = 0.4
-    assert not wb.proofs_are_current
-    wb.sparsity = 0.3
-    assert wb.proofs_are_current
+def test_proofs_grow_old_with_the_plan_and_go_with_the_network(proved: Workbench) -> None:
+    proved.sparsity = 0.4
+    assert not proved.proofs_are_current
+    proved.sparsity = 0.3
+    assert proved.proofs_are_current
 
 
 def test_a_proof_looks_at_the_samples_of_the_preview_and_not_at_more_than_it_can_in_a_while(
@@ -65,13 +71,13 @@ def test_a_proof_looks_at_the_samples_of_the_preview_and_not_at_more_than_it_can
     assert asked == [40, PROVED_ON, 1500]
 
 
-def test_a_cancelled_proof_leaves_the_last_one(wb: Workbench) -> None:
-    wb.certify(20).wait(120)
-    before = wb.proofs
-    job = wb.certify(1000)
+def test_a_cancelled_proof_leaves_the_last_one(proved: Workbench) -> None:
+    before = proved.proofs
+    assert before is not None
+    job = proved.certify(1000)
     job.cancel()
     assert job.wait(60).state == "cancelled"
-    assert wb.proofs is before
+    assert proved.proofs is before
 
 
 def test_tables_estimate_what_is_not_measured_yet(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
