@@ -43,14 +43,9 @@ def assert_survived(report: dict, kills: int) -> None:
     assert report["left"] == ["metrics.csv", f"step-{last - 2:08d}.safetensors", f"step-{last:08d}.safetensors"]
 
 
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(root: Path, tmp_path: Path) -> None:
+def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bits(root: Path, tmp_path: Path) -> None:
     """Dropout, mixup, shifts, clipping: everything random is in play. Files are read after each kill."""
-    assert_survived(json.loads(python(root, "tests/train/recovery_kills.py", str(tmp_path), "4", "1", "12")), 4)
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments(root: Path, tmp_path: Path) -> None:
-    assert_survived(json.loads(python(root, "tests/train/recovery_kills.py", str(tmp_path), "20", "2", "40")), 20)
+    assert_survived(json.loads(python(root, "tests/train/recovery_kills.py", str(tmp_path), "20", "2", "12")), 20)
 
 
 @pytest.mark.parametrize("case", ["mlp-mixed", "dropout", "stem-vit"])
