@@ -85,7 +85,7 @@ def attack(model, weight, removed, x, steps=15):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS, pieces=st.integers(1, 3))
 def test_no_point_of_the_path_breaks_a_budget_not_even_at_attacked_inputs(kind, seed, pieces):
     model, x, masks = network(kind, seed)
@@ -109,7 +109,7 @@ def test_no_point_of_the_path_breaks_a_budget_not_even_at_attacked_inputs(kind, 
 
 
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS)
 def test_the_change_of_each_difference_stays_inside(kind, seed):
     model, x, masks = network(kind, seed)
@@ -142,7 +142,7 @@ def test_more_pieces_are_sharper_and_a_piece_left_out_would_lie(monkeypatch):
     assert ((change > rise + 1e-6) | (change < fall - 1e-6)).any()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=SEEDS)
 def test_ordered_budgets_add_up_to_a_bound_of_the_whole(seed):
     model, x, masks = network("residual", seed)
