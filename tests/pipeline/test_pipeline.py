@@ -339,6 +339,14 @@ def test_an_interrupt_while_writing_leaves_the_old_run(result, tmp_path, monkeyp
     assert contents(tmp_path) == before
 
 
+SMALL = Recipe(model=ModelPlan("fashion-mlp"), certify=CertifyPlan(samples=20))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(SMALL, tmp_path_factory.mktemp("runs") / "finished").folder
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -348,36 +356,39 @@ def test_an_interrupt_while_writing_leaves_the_old_run(result, tmp_path, monkeyp
         ({"budget": BudgetPlan(0.9, "alpha", 2.0, 0.5)}, "; and 1 more"),
     ],
 )
-def test_a_finished_run_makes_way_for_its_own_recipe_only(tmp_path, change, key):
-    plan = Recipe(model=ModelPlan("fashion-mlp"), certify=CertifyPlan(samples=20))
-    mp.run(plan, tmp_path)
-    before, said = contents(tmp_path), []
+def test_a_finished_run_makes_way_for_no_other_recipe(finished, change, key):
+    before, said = contents(finished), []
     with pytest.raises(CheckpointError) as refused:
-        mp.run(dataclasses.replace(plan, **change), tmp_path, progress=lambda *what: said.append(what))
+        mp.run(dataclasses.replace(SMALL, **change), finished, progress=lambda *what: said.append(what))
     words = str(refused.value)
-    assert words.startswith(f"{tmp_path} holds the run of a plan by another recipe (") and key in words
+    assert words.startswith(f"{finished} holds the run of a plan by another recipe (") and key in words
     assert words.endswith("; choose another folder, or remove that one") and "\n" not in words
-    assert contents(tmp_path) == before and said == []  # before any work
-    mp.run(plan, tmp_path)
-    assert read_recipe(tmp_path / "recipe.toml") == plan
+    assert contents(finished) == before and said == []  # before any work
 
 
-def test_a_finished_run_whose_recipe_is_lost_is_not_written_over(tmp_path):
-    plan = Recipe(model=ModelPlan("fashion-mlp"), certify=CertifyPlan(samples=20))
-    mp.run(plan, tmp_path)
-    (tmp_path / "recipe.toml").unlink()
-    before = contents(tmp_path)
+def test_a_finished_run_makes_way_for_its_own_recipe(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="by another recipe"):
+        mp.run(dataclasses.replace(SMALL, budget=BudgetPlan(0.9)), copy)
+    mp.run(SMALL, copy)
+    assert read_recipe(copy / "recipe.toml") == SMALL
+    assert (copy / "results.json").stat().st_mtime_ns > (finished / "results.json").stat().st_mtime_ns
+
+
+def test_a_finished_run_whose_recipe_is_lost_is_not_written_over(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "recipe.toml").unlink()
+    before = contents(copy)
     with pytest.raises(CheckpointError, match=r"holds work whose recipe is lost .*; choose another folder"):
-        mp.run(plan, tmp_path)
-    assert contents(tmp_path) == before
+        mp.run(SMALL, copy)
+    assert contents(copy) == before
 
 
 def test_a_second_run_leaves_nothing_of_the_first_behind(tmp_path):
-    plan = Recipe(model=ModelPlan("fashion-mlp"), certify=CertifyPlan(samples=50))
-    mp.run(plan, out=tmp_path, curve_samples=20)
+    mp.run(SMALL, out=tmp_path, curve_samples=20)
     (tmp_path / "report.html").write_text("of the first run")
     assert read_run(tmp_path).curve is not None
-    mp.run(plan, out=tmp_path)
+    mp.run(SMALL, out=tmp_path)
     assert read_run(tmp_path).curve is None and not (tmp_path / "report.html").exists()
     for damage in ("[]", "null"):
         (tmp_path / "results.json").write_text(damage)
