@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,18 @@ from tests.rmt.matrices import noise_spectrum, spectrum, spiked
 
 RECORD = json.loads(Path(nulls.__file__).with_name("null_table.json").read_text())
 OFF_GRID = [(90, 60), (333, 300), (170, 700)]
+
+
+@cache  # the same for every method
+def noise_spectra(seed, shape, draws):
+    rng = np.random.default_rng(seed)
+    return [noise_spectrum(rng, shape) for _ in range(draws)]
+
+
+@cache
+def spiked_spectra(seed, shape, factors, draws):
+    rng = np.random.default_rng(seed)
+    return [spectrum(spiked(rng, shape, np.array(factors))) for _ in range(draws)]
 
 
 def test_the_file_says_where_it_comes_from():
@@ -77,8 +90,7 @@ def test_p_values_fall_and_stop_at_the_last_share():
 @pytest.mark.parametrize("shape", OFF_GRID)
 @pytest.mark.parametrize("method", METHODS)
 def test_p_values_of_noise_are_uniform(method, shape):
-    rng = np.random.default_rng(1)
-    found = [fit_bulk(noise_spectrum(rng, shape), shape, method=method).p_value for _ in range(400)]
+    found = [fit_bulk(drawn, shape, method=method).p_value for drawn in noise_spectra(1, shape, 400)]
     assert kstest(found, "uniform").pvalue > 0.001
 
 
@@ -95,11 +107,10 @@ def test_p_values_of_other_noise_do_not_crowd_at_zero(make, shape):
 @pytest.mark.parametrize("shape", OFF_GRID)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_interval_covers_the_edge_of_noise(method, shape):
-    rng = np.random.default_rng(3)
     truth = 0.2 * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
     draws, held = 500, 0
-    for _ in range(draws):
-        fit = fit_bulk(0.04 * noise_spectrum(rng, shape), shape, method=method)
+    for drawn in noise_spectra(3, shape, draws):
+        fit = fit_bulk(0.04 * drawn, shape, method=method)
         low, high = fit.sigma_plus_interval
         assert low < fit.sigma_plus * 1.01 and high > fit.sigma_plus * 0.99
         held += low <= truth <= high
@@ -111,14 +122,13 @@ def test_the_interval_covers_the_edge_of_noise(method, shape):
 @pytest.mark.parametrize("method", ["bema", "trace", "ks"])
 def test_the_interval_covers_beside_spikes(method, shape):
     # what is left beside k spikes is the noise of a smaller block, which the spikes pull down a little
-    rng = np.random.default_rng(4)
-    factors = np.array([2.0, 2.5, 3.0, 4.0, 5.0])
+    factors = (2.0, 2.5, 3.0, 4.0, 5.0)
     n, p = max(shape), min(shape)
-    pull = np.sum(p / n / (factors**2 * math.sqrt(p / n))) / p
+    pull = np.sum(p / n / (np.square(factors) * math.sqrt(p / n))) / p
     truth = math.sqrt(1 - pull) * (math.sqrt(n - 5) + math.sqrt(p - 5))
     draws, held = 120, 0
-    for _ in range(draws):
-        low, high = fit_bulk(spectrum(spiked(rng, shape, factors)), shape, method=method).sigma_plus_interval
+    for drawn in spiked_spectra(4, shape, factors, draws):
+        low, high = fit_bulk(drawn, shape, method=method).sigma_plus_interval
         held += low <= truth <= high
     assert held >= binom.ppf(0.0005, draws, 0.95)
 
@@ -134,7 +144,7 @@ def test_the_interval_is_not_wider_than_it_must_be():
 def test_the_continuation_beyond_the_table():
     # 3000 × 6000 lies outside; the median p × KS there is what the growth with log p says
     rng = np.random.default_rng(6)
-    found = [fit_bulk(noise_spectrum(rng, (6000, 3000)), (6000, 3000)).rigidity for _ in range(60)]
+    found = [fit_bulk(noise_spectrum(rng, (6000, 3000)), (6000, 3000)).rigidity for _ in range(30)]
     null = null_of("bema", 3000, 6000)
     assert np.median(found) == pytest.approx(null.rigidity[TAILS.index(0.5)], abs=0.2)
     assert np.mean(np.array(found) > null.limit) < 0.05
