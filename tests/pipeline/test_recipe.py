@@ -70,7 +70,7 @@ PROJECTIONS = st.builds(
 # --- there and back -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(RECIPES)
 def test_toml_gives_the_same_recipe(recipe):
     assert parse_recipe(recipe.to_toml()) == recipe
@@ -82,7 +82,7 @@ def test_dictionaries_give_the_same_recipe(recipe):
     assert recipe_from_dict(recipe.to_dict()) == recipe
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PROJECTIONS)
 def test_a_projection_comes_back_from_toml_and_dictionaries(plan):
     recipe = Recipe(project=plan)
