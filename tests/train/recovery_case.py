@@ -1,14 +1,8 @@
-"""Small recoveries that tests run here, in other processes, and in several processes at once.
-
-python recovery_case.py CASE OUT.json [FOLDER]: run one and write its curve and a digest of the trained weights.
-"""
+"""Small recoveries that tests run here, in other processes, and in several processes at once."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +76,3 @@ def digest(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         state.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return state.hexdigest()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    cases, target = sys.argv[1].split(","), Path(sys.argv[2])
-    results = {}
-    for name in cases:
-        run = recover(name, None if len(sys.argv) < 4 else Path(sys.argv[3]) / name)
-        results[name] = {
-            "processes": run.why["processes"],
-            "loss": run.curve["loss"].tolist(),
-            "accuracy": run.curve["accuracy"].tolist(),
-            "digest": digest(run.model),
-        }
-    if int(os.environ.get("RANK", "0")) == 0:
-        target.write_text(json.dumps(results))

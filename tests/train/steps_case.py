@@ -1,10 +1,7 @@
-"""python steps_case.py OUT.json FOLDER: a small pruning in steps, for one process or several at once."""
+"""A small pruning in steps, for one process or several at once."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -26,13 +23,3 @@ def prune(folder: Path) -> Gradual:
     return prune_in_steps(
         network(), digits(), 0.7, plan, out=folder, optimizer="sgd", learning_rate=0.05, batch=64, device="cpu"
     )
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found = prune(Path(sys.argv[2]))
-    rank = os.environ["RANK"]
-    Path(f"{sys.argv[1]}.{rank}").write_text(
-        json.dumps({"loss": found.log["loss"].tolist(), "removed": found.log["removed"].tolist(),
-                    "masks": {name: mask.flatten().int().tolist() for name, mask in found.masks.items()}})
-    )  # fmt: skip

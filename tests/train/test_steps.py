@@ -22,7 +22,7 @@ from mpviz.prune.restore import over_prune
 from mpviz.train import stage as stage_module
 from mpviz.train.ser import Gradual, StepPlan, prune_in_steps
 from tests.train.recovery_case import digest, digits
-from tests.train.steps_case import network, prune
+from tests.train.steps_case import network
 
 FAST = {"optimizer": "sgd", "learning_rate": 0.05, "batch": 128}
 
@@ -218,23 +218,6 @@ def test_the_network_before_its_last_recovery_is_kept_and_told_again(tmp_path: P
     assert again == first[1:]
     kept = mp.load(tmp_path / "selected-0.6000.safetensors", network())
     assert sum(int((~mask).sum()) for mask in kept.masks.values()) == round(0.6 * Ranking(network()).total)
-
-
-def test_two_processes_select_once_and_take_the_course_of_one(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(root / "tests" / "train" / "steps_case.py"), str(tmp_path / "out"), str(tmp_path / "run")],
-        cwd=root, capture_output=True, text=True, timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"out.{rank}").read_text()) for rank in range(2))
-    assert first == second
-    one = prune(tmp_path / "one")
-    assert first["removed"] == one.log["removed"].tolist()
-    assert first["loss"] == pytest.approx(one.log["loss"].tolist(), abs=1e-3)
-    pairs = [(torch.tensor(first["masks"][name]).bool(), mask.flatten()) for name, mask in one.masks.items()]
-    assert sum(int((theirs != mine).sum()) for theirs, mine in pairs) <= 0.005 * sum(len(mine) for _, mine in pairs)
 
 
 def test_many_processes_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
