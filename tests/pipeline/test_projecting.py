@@ -483,20 +483,20 @@ def test_a_run_that_stopped_in_its_training_goes_on_there(trained: ProjectionRes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["source/stage-0.2000.safetensors", "recovery/step-*.safetensors"])
-def test_a_killed_run_goes_on_where_it_was(trained: ProjectionResult, tmp_path: Path, moment: str) -> None:
+def test_a_killed_run_goes_on_where_it_was(trained: ProjectionResult, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(SER.to_toml(), encoding="utf-8")
     folder, command = tmp_path / "plan-run", ["run", str(tmp_path / "plan.toml")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mpviz", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not list(folder.glob(moment)):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "results.json").exists()
-    assert cli.main(command) == 0  # another process than the one that was killed
+    for moment in ("source/stage-0.2000.safetensors", "recovery/step-*.safetensors"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mpviz", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not list(folder.glob(moment)):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "results.json").exists()
+    assert cli.main(command) == 0  # another process than those that were killed
     assert state(mp.load(folder / "projected.safetensors").model) == state(trained.model)
     assert {path.name for path in folder.iterdir()} == TRAINED
 
