@@ -71,6 +71,15 @@ def images_decoded_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def no_wait_for_workers() -> Iterator[None]:
+    """Once a worker met an error torch waits five seconds for each of them, whenever the loader is collected."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+        yield
+        gc.collect()
+
+
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import io
 import re
 import struct
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,7 @@ import mpviz as mp
 from mpviz.errors import DataError
 from mpviz.nets.image_files import open_images
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_wait_for_workers() -> Iterator[None]:
-    """Once a worker met an error torch waits five seconds for each of them, whenever the loader is collected."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
-        yield
-        gc.collect()
+pytestmark = pytest.mark.usefixtures("no_wait_for_workers")
 
 
 def saved(kind: str) -> bytearray:

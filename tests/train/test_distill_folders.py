@@ -20,6 +20,8 @@ from mpviz.train.distill import Recovery, distill
 from mpviz.train.select import movement_of
 from tests.train.recovery_case import digest
 
+pytestmark = pytest.mark.usefixtures("no_wait_for_workers")
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
