@@ -9,7 +9,8 @@ PORT   ?= 5006
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# one thread a worker; with bytecode, for the many processes that tests start
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCE := mpviz tests notebooks docs
 
 .DEFAULT_GOAL := help

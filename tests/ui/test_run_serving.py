@@ -156,7 +156,7 @@ def test_the_plan_of_a_workbench_comes_by_its_key_alone(public: Served) -> None:
     visitor = Visitor(public)
     for key in ("", "0" * 64):
         code, found = visitor.act("plan", visit=key)
-        assert code == 400 and "has ended" in found["message"]
+        assert code == 400 and "is gone" in found["message"]
     page = public.ask("/")
     key = re.search(r'href="run#(\w+)"', page.body)
     assert key, "the workbench's page leads here"
