@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ Op = Literal[
     "input", "linear", "conv", "norm", "layernorm", "relu", "gelu", "add", "flatten", "avgpool", "maxpool", "identity",
     "first", "second",
 ]  # fmt: skip
+_TRACING = threading.Lock()  # two at a time would put back what the other has put in place
 RULES = "Linear, Conv2d, BatchNorm, ReLU, addition, flatten, average and max pooling"
 
 _MODULES: dict[type[nn.Module], Op] = {
@@ -108,6 +110,22 @@ class Network:
 
 
 class _Tracer(fx.Tracer):
+    """While fx traces, it takes over the calls of all modules of the process: those of other threads go on as ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in _MODULES or super().is_leaf_module(m, module_qualified_name)
 
@@ -122,7 +140,8 @@ def trace(model: nn.Module) -> Network:
     if any(module.training for module in model.modules()):
         raise ModelError(f"{kind} is in training mode, its batch norms depend on the batch; call .eval()")
     try:
-        graph = _Tracer().trace(model)
+        with _TRACING:
+            graph = _Tracer().trace(model)
     except Exception as error:  # what user code raises on symbolic values cannot be told in advance
         raise ModelError(
             f"{kind} cannot be read as a list of operations ({type(error).__name__}: {error}), so no bound is proved "

@@ -37,13 +37,13 @@ def decay(sparsity: float, decay_end: float, power: float = 1.0) -> float:
     return max(0.0, 1.0 - sparsity / decay_end) ** power
 
 
-def _standardised(signal: pd.Series) -> pd.Series:
+def _standardised(signal: np.ndarray) -> np.ndarray:
     finite = signal[np.isfinite(signal)]
-    spread = float(finite.std(ddof=0)) if len(finite) else 0.0
+    spread = float(finite.std()) if len(finite) else 0.0
     if not spread > 0.0:  # one layer, or all alike: nothing to tell layers apart
-        return pd.Series(0.0, index=signal.index)
-    # a layer without a fit has no signal: it is neither protected nor exposed
-    return ((signal - finite.mean()) / spread).fillna(0.0)
+        return np.zeros(len(signal))
+    standard = (signal - finite.mean()) / spread
+    return np.where(np.isnan(standard), 0.0, standard)  # a layer without a fit is neither protected nor exposed
 
 
 def layer_names(names: Iterable[str], known: Iterable[str], what: str) -> list[str]:
@@ -78,22 +78,27 @@ def allocate(
     sparsity = check_sparsity(sparsity)
     if signal not in SIGNALS:
         raise BudgetError(f"unknown signal '{signal}'; {nearest(signal, SIGNALS)}")
-    used = [name for name in ("role", "engine", "verdict", signal) if name in table]  # few of its many: a slider waits
-    prunable = table.loc[table["prunable"].to_numpy(dtype=bool), used]
-    if prunable.empty:
+    prunable = table["prunable"].to_numpy(dtype=bool)
+    names = table.index[prunable]
+    if names.empty:
         raise BudgetError("the table has no prunable layer; there is nothing to allocate")
-    if "engine" in prunable:  # empty exactly where the weights could not be analysed, e.g. because one is NaN
-        broken = prunable.index[prunable["engine"] == ""]
+    if "engine" in table:  # empty exactly where the weights could not be analysed, e.g. because one is NaN
+        broken = names[table["engine"].to_numpy()[prunable] == ""]
         if len(broken):
-            raise BudgetError(f"{broken[0]} has no budget: {prunable.loc[broken[0], 'verdict']}")
-    betas = prunable["role"].map(_betas(prunable["role"], beta, beta_by_role))
-    weights = (1.0 + betas * decay(sparsity, decay_end) * _standardised(prunable[signal])).clip(lower=MIN_WEIGHT)
-    weights.loc[layer_names(locked, weights.index, "locked layer")] = 0.0
-    return weights.astype(float).rename("weight")
+            raise BudgetError(f"{broken[0]} has no budget: {table.loc[broken[0], 'verdict']}")
+    # in arrays, not in columns of the table: a slider waits for it
+    roles = table["role"].to_numpy()[prunable].tolist()
+    strengths = _betas(roles, beta, beta_by_role)
+    betas = np.array([strengths[role] for role in roles], dtype=float)
+    standard = _standardised(table[signal].to_numpy(dtype=float)[prunable])
+    weights = np.maximum(1.0 + betas * decay(sparsity, decay_end) * standard, MIN_WEIGHT)
+    kept = set(layer_names(locked, names, "locked layer"))
+    weights[[name in kept for name in names]] = 0.0
+    return pd.Series(weights, index=names, name="weight")
 
 
-def _betas(roles: pd.Series, beta: float, by_role: Mapping[str, float] | None) -> dict[str, float]:
-    betas = dict.fromkeys(roles.unique(), beta)
+def _betas(roles: Iterable[str], beta: float, by_role: Mapping[str, float] | None) -> dict[str, float]:
+    betas = dict.fromkeys(roles, beta)
     for role, value in (by_role or {}).items():
         if role not in ("attention", "mlp", "conv", "depthwise", "stem", "head"):
             raise BudgetError(

@@ -172,7 +172,7 @@ def _proofs(view: CertificateView | None, theme: str) -> str:
     return (
         f'<h2>What is proved</h2>\n<p class="quiet">{e(words)}</p>\n'
         '<div id="proofs" class="figure" role="figure" aria-label="What is proved, tier by tier"></div>\n'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="What is proved, in numbers">{table}</div>'
+        f'<div class="scroll wrap" tabindex="0" role="region" aria-label="What is proved, in numbers">{table}</div>'
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import panel as pn
@@ -13,12 +12,12 @@ from panel.util import LazyHTMLSanitizer
 
 from mpviz.ui.css import read_shared
 from mpviz.ui.dashboard_faces import LOWER, RIGHT
+from mpviz.ui.dashboard_figure import figure_pane
 from mpviz.ui.dashboard_words import read_page_file
-from mpviz.ui.figures import CONFIG, TIER_WORDS, empty
+from mpviz.ui.figures import TIER_WORDS
 from mpviz.ui.layer_figure import LOOKS
 from mpviz.ui.rows import LAYER_COLUMNS, SPIKE_COLUMNS, Column
 from mpviz.ui.sample_rows import SAMPLE_COLUMNS, SAMPLES_EMPTY
-from mpviz.ui.theme import Json
 from mpviz.workbench.names import TIERS, TIERS_SHOWN
 from mpviz.workbench.policy import DATA, Gate, bundled_models
 
@@ -37,22 +36,6 @@ def widget_css() -> str:
 
 def _style(css_classes: Iterable[str] = (), **more: Any) -> dict[str, Any]:
     return {"margin": 0, "stylesheets": [widget_css()], "css_classes": list(css_classes), **more}
-
-
-class FigurePane(pn.pane.Plotly):
-    """A plotly pane for figure dicts that are right already: no validation, and no default template on top."""
-
-    def _to_figure(self, obj: Json) -> SimpleNamespace:
-        return SimpleNamespace(_data=obj["data"], _layout=obj["layout"])
-
-
-def figure_pane(**config: Any) -> FigurePane:
-    """An empty figure that fills its cell. config: of plotly, over the one that all figures share.
-
-    Without plotly's own buttons: the page has a menu in each card, which the keyboard reaches.
-    """
-    both = {**CONFIG, "displayModeBar": False, **config}
-    return FigurePane(empty(""), config=both, sizing_mode="stretch_both", margin=0, link_figure=False)
 
 
 class _Offline(pn.custom.AnyWidgetComponent):
@@ -112,6 +95,10 @@ class Slider(pn.widgets.FloatSlider):
     """A slider whose steps are told at once, where panel would wait 50 ms; what comes meanwhile is told together."""
 
     _priority_changes = ("value",)
+
+    @property
+    def _linked_properties(self) -> tuple[str, ...]:  # the value at the end of a pull is one that was told already
+        return tuple(name for name in super()._linked_properties if name != "value_throttled")
 
 
 def slider(label: str, value: float, bounds: tuple[float, float], step: float = 0.01) -> Slider:

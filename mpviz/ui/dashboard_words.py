@@ -130,9 +130,7 @@ def why_html(view: CertificateView | None, shown: str, row: int | None, tiers: S
     if shown == "tiers":
         reasons = sorted({*(view.why.get(name, "") for name in tiers), view.scope_why} - {""})
         if view.scope != "all layers":
-            reasons.append(
-                f"Green lines speak about {view.scope}, the other layers dense; blue ones have all layers pruned"
-            )
+            reasons.insert(0, f"Green: {view.scope}, others dense; blue: all layers pruned")
         return f"<div role='status'>{' '.join(text.escape(reason) + '.' for reason in reasons)}</div>"
     lines = "<br>".join(text.escape(line) for line in why_not(view.samples, row, view.classes))
     closest = row == int(view.samples.pruned_margin.argmin())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -12,6 +13,8 @@ from mpviz.ui import figures
 from mpviz.ui.export import File, curve_table, figure_html, file_stem, layer_table, spike_table, table_file
 from mpviz.ui.layer_figure import layer_figure
 from mpviz.ui.theme import Json
+
+_drawn = count()
 
 if TYPE_CHECKING:
     from mpviz.nets.evolution import Evolution
@@ -106,6 +109,9 @@ def evolution_file(followed: Evolution, theme: str = "light") -> File:
 
 
 def stamped(figure: Json, wb: Workbench, what: str) -> Json:
-    """The figure with the name that its picture files get, where the page finds it: `layout.meta`."""
+    """The figure with the name that its picture files get, where the page finds it: `layout.meta`.
+
+    And with a number in front of all else: who compares two figures, as param does, is done after one step.
+    """
     figure["layout"]["meta"] = stem(wb, what)
-    return figure
+    return {"drawn": next(_drawn), **figure}

@@ -219,7 +219,7 @@ class Loop:
     def _run(self) -> None:
         # sliders come first; other systems have no priority of a single thread
         with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
         while not self._closed.is_set():
             self._wake.wait()
             self._wake.clear()

@@ -325,7 +325,7 @@ def test_methods_are_compared_on_a_page_of_their_own(dashboard: Page) -> None:
     page.get_by_role("link", name="fashion-vit, without recovery").click()
     page.get_by_role("heading", name="fashion-vit: methods side by side").wait_for()
     page.locator("#curves.js-plotly-plot").wait_for(timeout=START)
-    assert page.locator("#spectra").is_hidden()
+    assert page.locator("#spectra").is_visible() and page.locator("#reservoir").is_hidden()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     gone = page.goto(page.url.split("?")[0] + "?grid=../../etc")
     assert gone is not None and gone.status == 404

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mpviz.certificates import families, rules
 from mpviz.certificates.bounds import MarginBound
@@ -125,3 +127,42 @@ def test_a_layer_that_is_used_twice_has_no_bound_of_its_own() -> None:
     network = trace(Twice().eval())
     with pytest.raises(ModelError, match=r"a\.weight is used 2 times"):
         global_lipschitz(network, "a.weight")
+
+
+class Meddler(nn.Module):
+    """Has another thread run a network, and read this one's weights, while it is being traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.found: list[object] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, fx.Proxy):
+            other, images = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 4)
+
+            def work() -> None:
+                try:
+                    self.found.extend([other(images), self.fc(images), self.fc.weight])
+                except Exception as error:  # noqa: BLE001 - told by the test
+                    self.found.append(error)
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        return self.fc(x)
+
+
+def test_tracing_leaves_the_forward_passes_of_other_threads_alone() -> None:
+    model = Meddler().eval()
+    network = trace(model)
+    assert [node.op for node in network.nodes] == ["input", "linear"]
+    assert [type(one) for one in model.found] == [torch.Tensor, torch.Tensor, nn.Parameter], model.found
+
+
+def test_networks_are_traced_by_several_threads_and_calls_are_put_back() -> None:
+    call, read = nn.Module.__call__, nn.Module.__getattr__
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: trace(Meddler().eval()), range(40)))
+    assert all(len(network.nodes) == 2 for network in found)
+    assert (nn.Module.__call__, nn.Module.__getattr__) == (call, read)
