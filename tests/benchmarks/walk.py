@@ -71,7 +71,7 @@ class Walk:
         self.page.wait_for_timeout(700)
         PICTURES.mkdir(parents=True, exist_ok=True)
         shot = Image.open(io.BytesIO(self.page.screenshot()))
-        shot.convert("RGB").quantize(128).save(PICTURES / f"{name}.png", optimize=True)  # a third of the bytes
+        shot.convert("RGB").quantize(256).save(PICTURES / f"{name}.png", optimize=True)  # a third of the bytes
 
 
 def walk(page: Page, address: str, folder: Path) -> dict[str, Any]:
