@@ -168,7 +168,6 @@ def _add_recipes(commands: Any) -> None:
 
 def recipes(arguments: argparse.Namespace) -> None:
     """List the rows, print one as a recipe, or write all."""
-    from mpviz.files import write_text
     from mpviz.paper import IMAGENET, paper_recipe, paper_rows
     from mpviz.terminal import paper_lines
 
@@ -181,12 +180,18 @@ def recipes(arguments: argparse.Namespace) -> None:
         return
     rows = [one.row for one in paper_rows()] if arguments.row is None else [arguments.row]
     for row in rows:
-        path, text = arguments.out / f"row-{row:02d}.toml", paper_recipe(row, data).to_toml()
-        try:
-            write_text(path, text)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from error
-        print(path)
+        _write(arguments.out / f"row-{row:02d}.toml", paper_recipe(row, data).to_toml())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and say where it is."""
+    from mpviz.files import write_text
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from error
+    print(path)
 
 
 def _add_report(commands: Any) -> None:
@@ -202,44 +207,34 @@ def _add_report(commands: Any) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the report of a run that was made earlier, or of a grid as far as it has come."""
-    from mpviz.files import write_text
     from mpviz.ui.printing import FORMS, print_page
 
     source, out = arguments.folder, arguments.out or arguments.folder / "report.html"
     if out.suffix.lower() in FORMS:
-        print(print_page(_report_html(source, arguments.theme), out))
-        return
-    if source.is_file() or _is_projection(source):
-        where = source if source.is_file() else source / "report.html"
-        raise CheckpointError(
-            f"{source} holds a report that was written with its run: open {where}, or print it with --out report.pdf"
-        )
-    try:
-        write_text(out, _report_html(source, arguments.theme))
-    except OSError as error:
-        raise CheckpointError(f"cannot write the report {out}: {error}; nothing was changed") from error
-    print(out)
+        print(print_page(_report_html(source, arguments.theme, as_it_lies=True), out))
+    else:
+        _write(out, _report_html(source, arguments.theme, as_it_lies=False))
 
 
-def _report_html(source: Path, theme: str) -> str:
-    """The report of a run's folder, made anew where the folder has all of it; else as it lies there."""
+def _report_html(source: Path, theme: str, as_it_lies: bool) -> str:
+    """The report of a run's folder, made anew; as_it_lies: or, where that cannot be, the page that is there."""
     from mpviz.grid_results import read_grid
     from mpviz.recipe import read_recipe
     from mpviz.run_results import read_run
     from mpviz.ui.grid_page import grid_html
     from mpviz.ui.report import report_html
 
-    if source.is_file() or _is_projection(source):
-        return _read_page(source if source.is_file() else source / "report.html")
-    if read_recipe(source / "recipe.toml").kind == "grid":
+    kind = "page" if source.is_file() else read_recipe(source / "recipe.toml").kind
+    if kind == "grid":
         return grid_html(read_grid(source), theme)
-    return report_html(read_run(source), theme=theme)
-
-
-def _is_projection(folder: Path) -> bool:
-    from mpviz.recipe import read_recipe
-
-    return read_recipe(folder / "recipe.toml").kind == "projection"
+    if kind == "plan":
+        return report_html(read_run(source), theme=theme)
+    page = source if kind == "page" else source / "report.html"
+    if not as_it_lies:
+        raise CheckpointError(
+            f"{source} holds a report that was written with its run: open {page}, or print it with --out report.pdf"
+        )
+    return _read_page(page)
 
 
 def _read_page(path: Path) -> str:

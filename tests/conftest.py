@@ -1,4 +1,4 @@
-"""What all tests share: single-threaded numerics in parallel runs, images decoded once, a page in headless Chromium."""
+"""What all tests share: single-threaded numerics in parallel runs, and a page in headless Chromium."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    import numpy as np
     from playwright.sync_api import Browser, Page
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take every core only slow each other down
@@ -47,28 +46,6 @@ def pytest_collection_finish() -> None:
     """Nothing that is loaded by now is garbage: no collection, and training asks for one at each end, walks over it."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def images_decoded_once() -> Iterator[None]:
-    """Unpack each bundled data file once a run and not for each `load_data`: that takes most of a second."""
-    from mpviz.nets import data
-    from mpviz.nets.paths import data_root
-
-    bundled, read, kept = data_root(), data.read_idx, {}
-
-    def read_once(path: Path) -> np.ndarray:
-        if bundled not in path.parents:
-            return read(path)
-        about = path.stat() if path.exists() else None
-        key = (path, about and (about.st_size, about.st_mtime_ns))
-        if key not in kept:
-            kept[key] = read(path)  # read-only
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "read_idx", read_once)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +204,22 @@ def full_fashion_mnist(folder: str | Path | None) -> Path | None:
     return _DEBIAN if (_DEBIAN / "train-images-idx3-ubyte.gz").is_file() else None
 
 
+def _unpacked(path: Path) -> np.ndarray:
+    """A file that comes with mpviz, unpacked once a process: that takes most of a second. The array is read-only."""
+    about = path.stat() if path.exists() else None
+    return _read_once(path, *((about.st_size, about.st_mtime_ns) if about else (0, 0)))
+
+
+@lru_cache(maxsize=6)  # all of them: 16 MB
+def _read_once(path: Path, size: int, changed: int) -> np.ndarray:
+    return read_idx(path)
+
+
 def _fashion_mnist(folder: str | Path | None, calibration: int) -> Splits:
     bundled = data_root() / "fashion-mnist"
     full = None if folder == "bundled" else full_fashion_mnist(folder)
     if full is None:
-        images, labels = read_idx(bundled / "train10k-images.idx.xz"), read_idx(bundled / "train10k-labels.idx.xz")
+        images, labels = _unpacked(bundled / "train10k-images.idx.xz"), _unpacked(bundled / "train10k-labels.idx.xz")
         source = "Fashion-MNIST (Zalando, MIT), a balanced 10 000 of the training images and the full test set"
     else:
         images, labels = (read_idx(full / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
@@ -217,7 +229,7 @@ def _fashion_mnist(folder: str | Path | None, calibration: int) -> Splits:
             f"{len(labels)} labels do not fit images of shape {images.shape} in {source}; fetch both files again"
         )
     train, held = _set_aside(labels, calibration)
-    test_images, test_labels = read_idx(bundled / "test-images.idx.xz"), read_idx(bundled / "test-labels.idx.xz")
+    test_images, test_labels = _unpacked(bundled / "test-images.idx.xz"), _unpacked(bundled / "test-labels.idx.xz")
 
     def split(name: str, x: np.ndarray, y: np.ndarray) -> Split:
         return Split(name, ImageArrays(x, y, FASHION_MEAN, FASHION_STD, 255.0), FASHION_CLASSES)
@@ -232,7 +244,7 @@ def _fashion_mnist(folder: str | Path | None, calibration: int) -> Splits:
 
 def _digits(calibration: int, seed: int) -> Splits:
     folder = data_root() / "digits"
-    images, labels = read_idx(folder / "images.idx.xz"), read_idx(folder / "labels.idx.xz")
+    images, labels = _unpacked(folder / "images.idx.xz"), _unpacked(folder / "labels.idx.xz")
     order = np.random.default_rng(seed).permutation(len(labels))
     rest, test = order[:1297], order[1297:]
     train, held = _set_aside(labels[rest], min(calibration, 200))

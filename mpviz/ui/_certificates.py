@@ -113,12 +113,20 @@ def _labels(x: list[float], drawn: dict[str, TierCurve], colours: Palette) -> li
         note(
             TIER_WORDS.get(name, name),
             _tier_colour(drawn[name], colours).text,
-            x=right,
-            y=height,
+            x=at,
+            y=end,
+            # a thin line from the end of the curve to its name, which may have had to step aside
+            ax=right + 4,
+            ay=height,
+            axref="x",
+            ayref="y",
+            showarrow=True,
+            arrowhead=0,
+            arrowwidth=0.8,
+            arrowcolor=_tier_colour(drawn[name], colours).line,
             xanchor="left",
-            xshift=8,
         )
-        for height, (_, name, _) in zip(heights, ends, strict=True)
+        for height, (end, name, at) in zip(heights, ends, strict=True)
     ]
 
 
@@ -127,14 +135,19 @@ def _title(view: CertificateView, names: list[str], drawn: dict[str, TierCurve],
     colours = palette(theme)
     known = [name for name in ("slider", "path") if name in drawn and math.isfinite(view.here.get(name, math.nan))]
     whole, at = view.scope == "all layers", f"at {text.percent(view.sparsity)} sparsity"
-    images = f"{text.count(len(view.samples))} {text.escape(view.split)} images"
+    images = f"{text.count(len(view.samples))} images"
+    missing = ", ".join(TIER_WORDS.get(name, name) for name in names if name not in drawn)
     if not known:
-        missing = [TIER_WORDS.get(name, name) for name in names if name not in drawn]
-        about = f"no proof: {text.elided(', '.join(missing), 30)}; {images}" if missing else f"{at}; {images}"
+        scoped = not whole and any(curve.tier == "bound" for curve in drawn.values())
+        about = f"bounds: other layers dense; {images}" if scoped else f"{at}; {images}"
+        about = f"no proof: {text.elided(missing, 28)}; {images}" if missing else about
         return f"<b>{text.percent(view.here['unchanged'])}</b> of predictions unchanged", text.escape(about)
+    about = f"{known[0]} {at}; {images}"
+    if missing:
+        about = f"{known[0]}, {images}; no proof: {text.elided(missing, 18)}"
     word = f"<span style='color:{colours.bound.text}'><b>{text.percent(view.here[known[0]])}</b></span>"
     title = f"{word} of predictions proved" if whole else f"{word} proved, <b>other layers dense</b>"
-    return title, f"{text.escape(known[0])} {at}; {images}"
+    return title, text.escape(about)
 
 
 def margins(view: CertificateView | None, theme: str = "light", sample: int | None = None) -> Json:

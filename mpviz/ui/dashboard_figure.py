@@ -44,7 +44,9 @@ def _encoded(value: Any) -> Any:
 class FigurePane(pn.pane.Plotly):
     """A plotly pane for figure dicts that are right already: no validation, and no default template on top."""
 
-    _shown = ""
+    def __init__(self, object: Json, **params: Any) -> None:
+        self._shown: dict[str, str] = {}  # what each model draws
+        super().__init__(object, **params)
 
     def _to_figure(self, obj: Json) -> SimpleNamespace:
         return SimpleNamespace(_data=obj["data"], _layout=obj["layout"])
@@ -52,9 +54,9 @@ class FigurePane(pn.pane.Plotly):
     def _update(self, ref: str, model: Any) -> None:
         data, figure_layout = self.object["data"], self.object["layout"]
         shown = json.dumps([data, figure_layout])
-        if shown == self._shown:
+        if self._shown.get(ref) == shown:
             return
-        self._shown, sources = shown, model.data_sources
+        self._shown[ref], sources = shown, model.data_sources
         if len(sources) < len(data):  # the page looks for one a trace
             model.data_sources = [*sources, *(ColumnDataSource() for _ in range(len(data) - len(sources)))]
         model.update(data=[Plain(trace) for trace in data], layout={k: Plain(v) for k, v in figure_layout.items()})

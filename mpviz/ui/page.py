@@ -20,7 +20,7 @@ from mpviz.ui.css import read_shared
 from mpviz.ui.theme import FONT, palette
 
 PAGES = (
-    ("run", "Run"), ("compare", "Compare methods"), ("patterns", "Patterns"), ("bench", "2:4 benchmark"),
+    ("run", "Runs"), ("compare", "Compare methods"), ("patterns", "Patterns"), ("bench", "2:4 benchmark"),
     ("sweep", "Sweeps"),
 )  # fmt: skip
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpviz.errors import CheckpointError, ModelError
-from mpviz.files import write_text
+from mpviz.errors import ModelError
 from mpviz.ui import text
 from mpviz.ui._report_page import Content, comparison_head, comparison_rows, page, points
 from mpviz.workbench.sources import spectrum_view
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from mpviz.run_results import RunResult
     from mpviz.workbench.state import Workbench
 
-__all__ = ["comparison_head", "comparison_rows", "report_html", "workbench_html", "write_report"]
+__all__ = ["comparison_head", "comparison_rows", "report_html", "workbench_html"]
 
 
 def report_html(
@@ -87,16 +85,6 @@ def _preview_note(images: int, of: int) -> str:
         f"The curve is measured on {text.count(images)} of the {text.count(of)} images, which leaves up to about "
         f"±{text.significant(100 / images**0.5, 1)} points between it and the numbers above."
     )
-
-
-def write_report(path: str | Path, result: RunResult, curve: CurveView | None = None, theme: str = "light") -> Path:
-    """Write the report atomically. Raises CheckpointError when that fails; an older file is then as it was."""
-    html = report_html(result, curve, theme)
-    try:
-        write_text(path, html)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the report {path}: {error}; nothing was changed") from error
-    return Path(path)
 
 
 def workbench_html(workbench: Workbench, theme: str = "light", when: datetime | None = None) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 import mpviz as mp
 from mpviz.errors import DataError
+from mpviz.nets import data
 from mpviz.nets.data import FASHION_CLASSES, ImageArrays, Split
 from mpviz.nets.idx import read_idx, write_idx
 from mpviz.nets.timm_import import import_timm
@@ -344,3 +345,19 @@ def test_debian_s_package_is_used_when_it_is_there(tmp_path, monkeypatch):
     assert len(mp.load_data("fashion-mnist", folder="bundled").train) == 9000
     with pytest.raises(DataError, match="takes no folder"):
         mp.load_data("digits", folder=tmp_path)
+
+
+def test_a_file_that_comes_with_mpviz_is_unpacked_once_and_again_when_it_changes(tmp_path, monkeypatch) -> None:
+    unpacked = []
+    monkeypatch.setattr(data, "read_idx", lambda path: unpacked.append(path) or read_idx(path))
+    path = tmp_path / "x.idx.xz"
+    write_idx(path, np.arange(12, dtype=np.uint8).reshape(3, 4))
+    first = data._unpacked(path)
+    assert data._unpacked(path) is first and len(unpacked) == 1
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1
+    write_idx(path, np.arange(20, dtype=np.uint8).reshape(5, 4))
+    assert data._unpacked(path).shape == (5, 4) and len(unpacked) == 2
+    path.unlink()
+    with pytest.raises(DataError, match="no data file at"):
+        data._unpacked(path)

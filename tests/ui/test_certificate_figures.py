@@ -7,6 +7,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -93,6 +94,27 @@ def test_bounds_that_speak_about_a_part_of_the_layers_say_so_before_all_else() -
     said = why_html(view, "tiers", 0, TIERS)
     assert "the last 3 of 24 layers alone" in said and "all layers pruned" in said
     assert "all layers pruned" not in why_html(make(), "tiers", 0, TIERS)
+
+
+def test_the_title_keeps_the_scope_and_what_has_no_proof_whatever_is_switched_on() -> None:
+    view = make(scope="the last 3 of 24 layers alone")
+    curves = {**view.curves, "bracket": TierCurve("bracket", "bound", "", np.full(3, np.nan), "no rule")}
+    view = replace(view, curves={**curves, "sub-masks": TierCurve("sub-masks", "bound", "", np.array([0.9, 0.5, 0.1]))})
+    title = lambda *shown: figures.tiers(view, shown=shown)["layout"]["title"]["text"]  # noqa: E731
+    assert "slider, 40 images; no proof: bracket" in title("slider", "bracket")
+    assert "bounds: other layers dense; 40 images" in title("unchanged", "sub-masks")
+    assert "dense" not in title("unchanged")
+
+
+def test_the_name_of_a_curve_leads_to_its_end() -> None:
+    figure = figures.tiers(make())
+    ends = {
+        (trace["x"][-1], round(trace["y"][-1], 6)) for trace in figure["data"] if trace["name"] not in ("band", "model")
+    }
+    notes = figure["layout"]["annotations"]
+    assert {(note["x"], round(note["y"], 6)) for note in notes} == ends and all(note["showarrow"] for note in notes)
+    heights = sorted(note["ay"] for note in notes)
+    assert min(b - a for a, b in pairwise(heights)) > 13
 
 
 def test_titles_fit_the_card_and_names_do_not_print_over_each_other() -> None:

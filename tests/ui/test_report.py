@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import re
 from collections import OrderedDict
@@ -18,12 +17,10 @@ import torch
 from torch import nn
 
 import mpviz as mp
-from mpviz import files
-from mpviz.errors import CheckpointError
 from mpviz.pipeline import run
 from mpviz.recipe import BudgetPlan, CertifyPlan, DataPlan, ModelPlan, Recipe
 from mpviz.ui import _report_page, figures, report, text
-from mpviz.ui.report import comparison_rows, curve_view, report_html, workbench_html, write_report
+from mpviz.ui.report import comparison_rows, curve_view, report_html, workbench_html
 from mpviz.workbench.sources import spectrum_view
 from tests.ui.pages import Reader, without_library
 
@@ -158,23 +155,6 @@ def test_numbers_that_are_not_there_do_not_break_the_page(result):
     )
     drawn = json.loads(Reader(report_html(broken)).ids["figures"])
     assert name in drawn["spectra"]
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def test_writing_it(result, tmp_path, monkeypatch):
-    path = write_report(tmp_path / "deep" / "report.html", result)
-    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    path.write_text("old")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files, "_settle", full)
-    with pytest.raises(CheckpointError, match=r"cannot write the report .*report\.html.*No space left"):
-        write_report(path, result)
-    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
 # --- names stay names -----------------------------------------------------------------------------------------------
